@@ -1,0 +1,89 @@
+"""The one rule for choosing between an operator's reference, its chunked torch form and its Triton kernel.
+
+`auto` takes Triton when the tensors are on a GPU that Triton supports and the operator has no obstacle, else chunked.
+Any other wish is an order: it is carried out, or refused with the reason. `WEFT_KERNELS` in the environment
+stands in for `auto`, so one variable can take the kernels out of a misbehaving run.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+from logging import getLogger
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Backend = Literal["auto", "reference", "chunked", "triton"]
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+log = getLogger(__name__)
+
+
+def choose(backend: Backend, x: Tensor, obstacle: str | None = None) -> Literal["reference", "chunked", "triton"]:
+    """The implementation to run.
+
+    Args:
+        backend: the caller's wish.
+        x: the operator's main input; its device and dtype decide.
+        obstacle: what the operator's kernel cannot do with this call, in words; None if nothing.
+    Raises:
+        ValueError: the wish is unknown, or it is "triton" and cannot be met.
+    """
+    source = f"backend={backend!r}"
+    if backend == "auto":
+        backend = os.environ.get("WEFT_KERNELS", "auto")
+        source = f"WEFT_KERNELS={backend!r}"
+    if backend not in get_args(Backend):
+        raise ValueError(f"{source} is not one of {', '.join(get_args(Backend))}")
+    if backend in ("reference", "chunked"):
+        return backend
+    reason = _why_not(x) or obstacle
+    if reason is None:
+        return "triton"
+    if backend == "triton":
+        raise ValueError(f"{source} asks for the Triton kernel, but {reason}")
+    _say_once(reason)
+    return "chunked"
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its CPU interpreter. Tests only: thousands of times slower."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def architecture(x: Tensor) -> str:
+    """The compile target of a tensor's device: "sm_80", "gfx942", ...; off the GPU (interpreter), "sm_80"."""
+    return _architecture(x.device.index or 0) if x.is_cuda else "sm_80"
+
+
+@cache
+def _architecture(index: int) -> str:
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"sm_{major}{minor}"
+
+
+def _why_not(x: Tensor) -> str | None:
+    """Why no Triton kernel at all can take this tensor, or None."""
+    if not _has_triton():
+        return "Triton is not installed"
+    if not (x.is_cuda or interpreted()):
+        return f"the tensors are on the {x.device.type}, which Triton does not compile for"
+    if x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "the kernels need an NVIDIA GPU of compute capability 8.0 (Ampere) or newer"
+    if x.dtype not in KERNEL_DTYPES:
+        return f"the kernels take float32, float16 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
+    return None
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _say_once(reason: str) -> None:
+    log.info("chunked torch instead of a Triton kernel: %s", reason)
