@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import string
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from .world import WORDS
@@ -23,7 +24,7 @@ def byte_pairs(words: tuple[str, ...]) -> tuple[dict[str, int], list[str]]:
     vocabulary = letters + [c + END for c in letters]
     merges: list[str] = []
     spelled = {w: [*w[:-1], w[-1] + END] for w in sorted(set(words))}
-    while pairs := Counter(pair for parts in spelled.values() for pair in zip(parts, parts[1:])):
+    while pairs := Counter(pair for parts in spelled.values() for pair in pairwise(parts)):
         pair = min(pairs, key=lambda p: (-pairs[p], p))
         merges.append(" ".join(pair))
         joined = "".join(pair)

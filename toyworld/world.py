@@ -202,30 +202,7 @@ def instructions(source: Clips, target: Clips) -> list[str]:
     return sentences
 
 
-WORDS = tuple(
-    [
-        "a",
-        "an",
-        "the",
-        "on",
-        "with",
-        "into",
-        "in",
-        "to",
-        "of",
-        "and",
-        "background",
-        "make",
-        "turn",
-        "change",
-        "it",
-        "video",
-        "moving",
-        "replace",
-        "sprite",
-        "shape",
-        "color",
-        "style",
-        "photo",
-    ]
-) + (*SHAPES, *COLORS, *BACKGROUNDS, *PATTERNS)
+GRAMMAR = """
+a an the on with into in to of and background make turn change it video moving replace sprite shape color style photo
+"""
+WORDS = (*GRAMMAR.split(), *SHAPES, *COLORS, *BACKGROUNDS, *PATTERNS)
