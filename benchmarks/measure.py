@@ -1,0 +1,55 @@
+"""Time and memory of one call, the same way on every device."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -> int:
+    """The most memory that tensors made by `call` take at once, above what there was before it.
+
+    On a GPU the allocator's own high-water mark; on the CPU the running sum over every allocation and release that
+    torch's profiler reports. Both count temporaries inside operators and do not depend on timing.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    steps = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    if not steps:
+        raise RuntimeError("torch's profiler reported no allocation: memory cannot be measured here")
+    now = peak = 0
+    for _, change in steps:
+        now += change
+        peak = max(peak, now)
+    return peak
+
+
+def milliseconds(call: Callable[[], object], device: str | torch.device = "cpu", runs: int = 3) -> float:
+    """Median wall time of `runs` calls after one that is not counted."""
+    cuda = torch.device(device).type == "cuda"
+    times = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        call()
+        if cuda:
+            torch.cuda.synchronize(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return median(times[1:])
