@@ -12,6 +12,6 @@ def attention_map_chunked(q: Tensor, k: Tensor, scale: float) -> Tensor:
     out = torch.empty(G, P, N, dtype=computing_dtype(q.dtype), device=q.device)
     for g in range(G):
         keys = k[g].to(out.dtype).mT * scale
-        for rows in row_tiles(P, H * N, q.device):
+        for rows in row_tiles(P, H * N, tile_budget(q.device)):
             out[g, rows] = (q[g, :, rows].to(out.dtype) @ keys).softmax(-1).mean(0)
     return out

@@ -57,7 +57,7 @@ def rows_chunked(source: tuple, target: tuple, neighbours: int, scale: float) ->
     for i in range(F):
         a.advance(i)
         b.advance(i)
-        for rows in row_tiles(N, N, b.q.device):
+        for rows in row_tiles(N, N, tile_budget(b.q.device)):
             x, y = a.score(i, rows), b.score(i, rows)
             for column, (u, v) in enumerate([(x, y), (x, x), (y, y)]):
                 out[i, rows, column] = torch.linalg.vecdot(u, v)
@@ -80,7 +80,7 @@ def rows_chunked_backward(
             for j in (m, *b.near(m)):
                 if j not in ds:
                     ds[j] = torch.zeros_like(b.maps[j])
-        for rows in row_tiles(N, N, b.q.device):
+        for rows in row_tiles(N, N, tile_budget(b.q.device)):
             # [B N] of G_m: d(ab)/db = a and d(bb)/db = 2 b
             g = a.score(m, rows).mul_(grad[m, rows, 0, None])
             g.addcmul_(b.score(m, rows), grad[m, rows, 2, None], value=2)
@@ -117,7 +117,7 @@ def _through_attention(q: Tensor, k: Tensor, ds: Tensor, scale: float) -> tuple[
     H, N, _ = q.shape
     q, k = q.to(ds.dtype), k.to(ds.dtype)
     dq, dk = torch.empty_like(q), torch.zeros_like(k)
-    for rows in row_tiles(N, H * N, q.device):
+    for rows in row_tiles(N, H * N, tile_budget(q.device)):
         p = (q[:, rows] @ k.mT * scale).softmax(-1)
         g = ds[rows] / H
         # softmax backward; D = sum of P g needs no pass of its own, a tile holds whole rows
