@@ -1,0 +1,1 @@
+"""The shared nouns and the only two step loops: `invert` a clip, `edit` it."""

@@ -1,0 +1,75 @@
+"""The parts that diffusers folders share: a 2-D VAE run on frames, a CLIP-like text encoder, the noise schedule."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.schedule import Schedule
+
+FRAMES_AT_ONCE = 8  # through the VAE: the memory of a decode must not grow with the clip
+
+
+def fingerprint(*modules: nn.Module) -> str:
+    """12 hex digits from the shapes and a few values of every tensor: weights that differ give another."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            flat = tensor.detach().flatten()
+            some = flat[:: max(1, flat.numel() // 16)][:16].float().cpu()
+            digest.update(f"{name}{list(tensor.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def encode_frames(vae: nn.Module, frames: Tensor, device: torch.device, check: Callable[[], None]) -> Tensor:
+    """[F, H, W, 3] in 0..1 -> [F, C, h, w] unscaled, the mode of the posterior."""
+    pixels = frames.movedim(-1, 1) * 2 - 1
+    latents = []
+    for part in pixels.split(FRAMES_AT_ONCE):
+        check()
+        latents.append(vae.encode(part.to(device, vae.dtype)).latent_dist.mode().float().cpu())
+    return torch.cat(latents)
+
+
+def decode_latents(vae: nn.Module, latents: Tensor, device: torch.device, check: Callable[[], None]) -> Tensor:
+    """[F, C, h, w] unscaled -> [F, H, W, 3] float32 in 0..1."""
+    frames = []
+    for part in latents.split(FRAMES_AT_ONCE):
+        check()
+        frames.append((vae.decode(part.to(device, vae.dtype)).sample.float().cpu() / 2 + 0.5).clamp(0, 1))
+    return torch.cat(frames).movedim(1, -1).contiguous()
+
+
+def embed_text(tokenizer, encoder: nn.Module, text: str, device: torch.device) -> Tensor:
+    """[1, L, E] last hidden state, padded to the tokenizer's length as Stable Diffusion is trained."""
+    tokens = tokenizer(
+        text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    # OpenCLIP-style encoders (SD 2.x, Zeroscope) attend over the padding as well, unless their config says otherwise.
+    mask = tokens.attention_mask.to(device) if getattr(encoder.config, "use_attention_mask", False) else None
+    return encoder(tokens.input_ids.to(device), attention_mask=mask)[0].float()
+
+
+def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
+    """DDIM steps for whatever betas, spacing, offset and prediction type a `scheduler_config.json` states.
+
+    Consecutive timesteps are the levels. diffusers instead goes back by 1000 // steps from each, which is the same
+    for "leading" spacing and up to one timestep off for "trailing" and "linspace".
+
+    Raises:
+        ValueError: more steps than the model was trained with, or a prediction type that is not supported.
+    """
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_config(scheduler_config)
+    trained = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= trained:
+        raise ValueError(f"want 1 to {trained} steps, the noise levels this model was trained with; got {steps}")
+    scheduler.set_timesteps(steps)
+    timesteps = [min(int(t), trained - 1) for t in scheduler.timesteps.flip(0)]
+    alpha_bar = scheduler.alphas_cumprod.double()
+    levels = [float(scheduler.final_alpha_cumprod), *alpha_bar[timesteps].tolist()]
+    return Schedule.from_alpha_bar(timesteps, levels, scheduler.config.prediction_type)

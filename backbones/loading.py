@@ -1,0 +1,151 @@
+"""From a diffusers folder on disk to a `Backbone`. Only safetensors, or `.bin` files that hold nothing but tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from .memory import Memory, PlainMemory
+from .protocol import Backbone
+
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+@torch.inference_mode(False)
+def load_backbone(
+    folder: Path | str,
+    *,
+    name: str | None = None,
+    dtype: DType = "auto",
+    memory: Memory | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Backbone:
+    """Loads a diffusers folder (the one with `model_index.json`).
+
+    Args:
+        dtype: of the network and the text encoder; "auto" asks `memory`. The VAE stays in float32, because half
+            precision turns some VAEs' frames black.
+        memory: who moves weights; plain torch by default.
+        check: cancel point between batches of frames.
+
+    Raises:
+        ValueError: no such folder, a model class that is not supported, or a weights file that is missing, truncated
+            or holds more than tensors.
+    """
+    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise ValueError(f"no dtype '{dtype}': want one of {', '.join(DTYPES)}")
+    index = _read_json(folder / "model_index.json", "a diffusers model folder has one")
+    family = index.get("unet", index.get("transformer", ["", "none"]))[1]
+    if family not in _FAMILIES:
+        raise ValueError(
+            f"'{folder.name}' holds a {family}, which is not supported yet: want one of {', '.join(_FAMILIES)}"
+        )
+    for part in ("unet", "vae", "text_encoder"):
+        _require_readable_weights(folder / part)
+    memory = memory or PlainMemory()
+    kind = memory.default_dtype() if dtype == "auto" else getattr(torch, dtype)
+    return _FAMILIES[family](folder, name or folder.name, index, kind, memory, check)
+
+
+def _load_unet3d(folder: Path, name: str, index: dict, dtype: torch.dtype, memory: Memory, check) -> Backbone:
+    from .unet3d import UNet3DBackbone
+
+    network, vae = _diffusers(folder / "unet", index["unet"][1]), _diffusers(folder / "vae", index["vae"][1])
+    encoder = _transformers(folder / "text_encoder", index["text_encoder"][1])
+    tokenizer = _tokenizer(folder / "tokenizer", index["tokenizer"][1])
+    return UNet3DBackbone(
+        name,
+        _frozen(network, dtype),
+        _frozen(vae, torch.float32),
+        _frozen(encoder, dtype),
+        tokenizer,
+        _read_json(folder / "scheduler" / "scheduler_config.json", "it states the noise levels"),
+        memory,
+        check,
+    )
+
+
+_FAMILIES = {"UNet3DConditionModel": _load_unet3d}
+
+
+def _frozen(module, dtype: torch.dtype):
+    return module.eval().requires_grad_(False).to(dtype=dtype)
+
+
+def _diffusers(folder: Path, kind: str):
+    import diffusers
+
+    return _loaded(lambda: getattr(diffusers, kind).from_pretrained(folder, variant=_variant(folder)), folder)
+
+
+def _transformers(folder: Path, kind: str):
+    import transformers
+
+    return _loaded(lambda: getattr(transformers, kind).from_pretrained(folder, variant=_variant(folder)), folder)
+
+
+def _tokenizer(folder: Path, kind: str):
+    import transformers
+
+    return _loaded(lambda: getattr(transformers, kind).from_pretrained(folder), folder)
+
+
+def _loaded(load: Callable, folder: Path):
+    try:
+        return load()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise  # ComfyUI frees memory and advises on this type alone
+        raise ValueError(f"cannot load '{folder.parent.name}/{folder.name}': {error}") from error
+
+
+def _variant(folder: Path) -> str | None:
+    """"fp16" where a folder ships nothing else."""
+    names = [p.name for p in _weight_files(folder)]
+    return "fp16" if names and all(".fp16." in n for n in names) else None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    safe = sorted(folder.glob("*.safetensors"))
+    return safe or sorted(folder.glob("*.bin"))
+
+
+def _require_readable_weights(folder: Path) -> None:
+    """Looks into every weights file before any is loaded, so that a bad one is named in plain words."""
+    from safetensors import SafetensorError, safe_open
+
+    where = f"{folder.parent.name}/{folder.name}"
+    files = _weight_files(folder)
+    if not files:
+        raise ValueError(f"no weights in '{where}': want *.safetensors there, is the download complete?")
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as opened:
+                    opened.keys()
+            else:
+                torch.load(file, map_location="meta", weights_only=True, mmap=True)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"'{where}/{file.name}' is not a whole safetensors file ({error}): download it again"
+            ) from error
+        except Exception as error:
+            raise ValueError(
+                f"'{where}/{file.name}' is truncated, or a pickle that holds more than tensors, and was not loaded: "
+                "use a safetensors version of this model"
+            ) from error
+
+
+def _read_json(path: Path, why: str) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"no {path.name} in '{path.parent}': {why}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read '{path}': {error}") from error

@@ -1,0 +1,94 @@
+"""From a clip to noise: the deterministic sampler run backwards."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from .autograd import ordinary, plain_torch
+from .monitor import Monitor
+from .nouns import EditPlan, Evaluation, Prompt, Trajectory
+from .sampling import evaluate_with
+
+if TYPE_CHECKING:
+    from ..backbones.protocol import Backbone
+
+log = logging.getLogger(__name__)
+Convention = Literal["warm_start", "paper"]
+
+
+@plain_torch
+def invert(
+    backbone: Backbone,
+    latents: Tensor,
+    prompt: Prompt,
+    *,
+    steps: int = 50,
+    convention: Convention = "warm_start",
+    evaluations: int = 1,
+    plan: EditPlan = EditPlan(),
+    monitor: Monitor = Monitor(),
+) -> Trajectory:
+    """DDIM inversion of a clip under its own prompt, without guidance.
+
+    Args:
+        latents: the clip as `backbone.encode` gives it.
+        prompt: describes the clip.
+        convention: "paper" evaluates the network once a step on the cleaner latents with the noisier label, as
+            the papers' code does; good for models that predict epsilon, poor for v. "warm_start" (ours, default)
+            guesses the noisier latents with the previous output, evaluates there and takes the exact inverse of
+            the sampler's step: one evaluation a step and one more at the start.
+        evaluations: per step, for "warm_start"; more reconstruct better, but drift from the noise a model expects.
+        plan: attention, feature and evaluation controls that shape the inversion too.
+        monitor: progress and cancel.
+
+    Raises:
+        ValueError: bad latents, steps or convention, a prompt of another model, or latents that become NaN.
+    """
+    if convention not in ("warm_start", "paper"):
+        raise ValueError(f"no inversion convention '{convention}': want 'warm_start' or 'paper'")
+    if evaluations < 1:
+        raise ValueError(f"want at least 1 evaluation a step, got {evaluations}")
+    if prompt.model != backbone.fingerprint:
+        raise ValueError(f"the prompt '{prompt.text}' was encoded by another model: encode it with '{backbone.name}'")
+    if acting := plan.acting_at("before_step") + plan.acting_at("after_step"):
+        names = ", ".join(type(c).__name__ for c in acting)
+        raise ValueError(f"{names} acts on sampling steps and cannot guide an inversion: connect it to the sampler")
+    schedule = backbone.schedule(steps)
+    z = backbone.scale(ordinary(latents)).to(backbone.device, torch.float32)
+    if len(prompt.embedding) not in (1, len(z)):
+        raise ValueError(f"the prompt has embeddings for {len(prompt.embedding)} frames, the clip has {len(z)}")
+    _require_finite(z, "the latents to invert hold NaN or infinity: check the frames and the VAE's precision")
+    levels = [z.cpu()]
+    output = None
+
+    def evaluate(x: Tensor, level: int) -> Tensor:
+        monitor.check()
+        index = schedule.steps - level
+        call = Evaluation(x[None], schedule.label(level), (prompt,), ("source",), index)
+        return evaluate_with(backbone, call, plan)[0]
+
+    with backbone.resident("network"):
+        for level in range(1, schedule.steps + 1):
+            if convention == "paper":
+                output = evaluate(z, level)
+                z = schedule.step(z, output, level - 1, level)
+            else:
+                output = evaluate(z, level) if output is None else output
+                for _ in range(evaluations):
+                    output = evaluate(schedule.unstep(z, output, level, level - 1), level)
+                z = schedule.unstep(z, output, level, level - 1)
+            _require_finite(z, f"inversion became NaN or infinite at step {level} of {steps}: load in float32")
+            levels.append(z.cpu())
+            monitor.progress(level, schedule.steps, levels[0])
+    trajectory = Trajectory(torch.stack(levels), schedule, prompt, convention)
+    log.info("inverted %d frames in %d steps (%s): std(z_T) %.3f", len(z), steps, convention, trajectory.noise_std)
+    return trajectory
+
+
+def _require_finite(z: Tensor, complaint: str) -> None:
+    if not torch.isfinite(z).all():
+        raise ValueError(complaint)
