@@ -54,16 +54,19 @@ def interpreted() -> bool:
 
 
 def architecture(x: Tensor) -> str:
-    """The compile target of a tensor's device: "sm_80", "gfx942", ...; off the GPU (interpreter), "sm_80"."""
+    """The one of `specs.ARCHITECTURES` whose launches suit a tensor's device; in the interpreter "sm_80"."""
     return _architecture(x.device.index or 0) if x.is_cuda else "sm_80"
 
 
 @cache
 def _architecture(index: int) -> str:
     if torch.version.hip:
-        return torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(index)
-    return f"sm_{major}{minor}"
+        return "gfx942"
+    capability = torch.cuda.get_device_capability(index)
+    if capability == (8, 0):
+        return "sm_80"
+    # by shared memory: workstation and consumer GPUs have 99 KiB a block, data center ones since Hopper 227
+    return "sm_90" if capability[0] in (9, 10) else "sm_89"
 
 
 def _why_not(x: Tensor) -> str | None:
