@@ -1,0 +1,181 @@
+"""Expectation-maximisation attention: a video's tokens summed up in a few hundred bases (STEM, arXiv:2312.05856).
+
+One EM iteration softly assigns every token to the bases and moves each base to the weighted mean of its tokens:
+
+    Z[t,k] = softmax over k of tokens[t] . bases[k] / (|bases[k]| + eps) / temperature
+    mass[k] = sum over t of Z[t,k]
+    new[k] = sum over t of Z[t,k] tokens[t] / (mass[k] + eps)
+
+Any number of tokens streams through; Z never exists as a whole. The two eps and their value are those of the authors'
+released code. A base that no token chooses has a mass near 0: by default it stays where it was; with
+`keep_dead=False` it fades to 0, as in the released code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..dispatch import Backend, choose
+from .chunked import em_sums_chunked
+from .reference import em_sums_reference
+
+MAX_SIZE = 256
+
+
+def em_step(
+    tokens: Tensor,
+    bases: Tensor,
+    *,
+    temperature: float,
+    eps: float = 1e-4,
+    keep_dead: bool = True,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One EM iteration; see the module for the formula.
+
+    Args:
+        tokens: [... T D], taken as they are (STEM does not normalise keys).
+        bases: [... K D], with the same leading dimensions (heads, or batch and heads).
+        temperature: of the softmax over bases; STEM uses 0.01.
+        eps: guards both divisions.
+        keep_dead: a base with mass <= eps keeps its old value; otherwise it fades towards 0.
+    Returns:
+        bases: [... K D] float32 (float64 for float64 tokens).
+        mass: [... K], how many tokens each base stands for; adds up to T.
+    Raises:
+        ValueError: an argument does not fit the above.
+
+    The Triton kernels have no backward.
+    """
+    sums, mass = _sums(tokens, tokens, bases, temperature, eps, backend)
+    new = _mean(sums, mass, eps)
+    if keep_dead:
+        new = torch.where((mass > eps)[..., None], new, bases.to(new.dtype))
+    return new, mass
+
+
+def em_values(
+    tokens: Tensor,
+    values: Tensor,
+    bases: Tensor,
+    *,
+    temperature: float,
+    eps: float = 1e-4,
+    backend: Backend = "auto",
+) -> Tensor:
+    """The value of each base: the mean of `values` [... T W] under the responsibilities that `bases` take.
+
+    STEM's values go by the last E-step, so give the bases that went *into* the last `em_step`, not its result.
+
+    Returns:
+        [... K W] float32 (float64 for float64 tokens). Dead bases fade to 0. Other arguments: see `em_step`.
+    """
+    sums, mass = _sums(tokens, values, bases, temperature, eps, backend)
+    return _mean(sums, mass, eps)
+
+
+def em_bases(
+    k: Tensor,
+    v: Tensor,
+    bases: Tensor,
+    *,
+    temperature: float,
+    iterations: int = 5,
+    eps: float = 1e-4,
+    keep_dead: bool = True,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys `k` [... T D] and values `v` [... T W] summed up in K bases, starting from `bases` [... K D].
+
+    Returns:
+        bases [... K D], their values [... K W] and mass [... K], both by the responsibilities of the last E-step.
+        Other arguments: see `em_step`.
+    """
+    if iterations < 1:
+        raise ValueError(f"want at least one EM iteration, got {iterations}")
+    for _ in range(iterations):
+        before = bases
+        bases, mass = em_step(k, before, temperature=temperature, eps=eps, keep_dead=keep_dead, backend=backend)
+    return bases, em_values(k, v, before, temperature=temperature, eps=eps, backend=backend), mass
+
+
+def em_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bases: Tensor,
+    *,
+    temperature: float,
+    iterations: int = 5,
+    scale: float | None = None,
+    eps: float = 1e-4,
+    keep_dead: bool = True,
+    skip_dead: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Attention of `q` [... M D] to the bases of (k, v) instead of to every token: STEM's self-attention.
+
+    softmax(q . bases * scale) values, with `em_bases(k, v, bases)`; bases are not weighted by their mass.
+
+    Args:
+        scale: logit scale. Default: D ** -0.5.
+        skip_dead: leave bases with mass <= eps out of the softmax.
+    Returns:
+        [... M W], in the dtype of q. Other arguments: see `em_step`.
+    """
+    if q.ndim != k.ndim or q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"want q [... M D] like k [... T D], got q {[*q.shape]}, k {[*k.shape]}")
+    bases, values, mass = em_bases(
+        k, v, bases, temperature=temperature, iterations=iterations, eps=eps, keep_dead=keep_dead, backend=backend
+    )
+    alive = (mass > eps)[..., None, :] if skip_dead else None
+    return scaled_dot_product_attention(q, bases.to(q.dtype), values.to(q.dtype), alive, scale=scale)
+
+
+def _sums(
+    tokens: Tensor, values: Tensor, bases: Tensor, temperature: float, eps: float, backend: Backend
+) -> tuple[Tensor, Tensor]:
+    """Z^T values [... K W] and mass [... K], in float32 or float64."""
+    _check(tokens, values, bases, temperature, eps)
+    chosen = choose(backend, tokens, _obstacle(tokens, values, bases))
+    if chosen == "triton":
+        from .fused import em_sums_fused as implementation
+    else:
+        implementation = em_sums_reference if chosen == "reference" else em_sums_chunked
+    flat = (x.reshape(-1, *x.shape[-2:]) for x in (tokens, values, bases))
+    sums, mass = implementation(*flat, temperature, eps)
+    return sums.view(*bases.shape[:-1], values.shape[-1]), mass.view(bases.shape[:-1])
+
+
+def _mean(sums: Tensor, mass: Tensor, eps: float) -> Tensor:
+    return sums / (mass + eps).clamp(min=torch.finfo(mass.dtype).tiny)[..., None]  # also with eps = 0, 0/0 is 0
+
+
+def _check(tokens: Tensor, values: Tensor, bases: Tensor, temperature: float, eps: float) -> None:
+    if (
+        min(x.ndim for x in (tokens, values, bases)) < 2
+        or tokens.shape[:-1] != values.shape[:-1]
+        or tokens.shape[:-2] != bases.shape[:-2]
+        or tokens.shape[-1] != bases.shape[-1]
+        or 0 in (tokens.numel(), values.numel(), bases.numel())
+    ):
+        raise ValueError(
+            "want tokens [... T D], values [... T W] and bases [... K D], none empty, with equal leading dimensions; "
+            f"got {[*tokens.shape]}, {[*values.shape]} and {[*bases.shape]}"
+        )
+    if not all(x.is_floating_point() for x in (tokens, values, bases)):
+        raise ValueError(f"want floating-point tensors, got {tokens.dtype}, {values.dtype} and {bases.dtype}")
+    if temperature <= 0:
+        raise ValueError(f"the temperature must be positive, got {temperature}")
+    if eps < 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
+
+
+def _obstacle(tokens: Tensor, values: Tensor, bases: Tensor) -> str | None:
+    if max(tokens.shape[-1], values.shape[-1]) > MAX_SIZE:
+        return f"token size {max(tokens.shape[-1], values.shape[-1])} is over {MAX_SIZE}"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (tokens, values, bases)):
+        return "it has no backward and a gradient is wanted"
+    return None
