@@ -106,7 +106,7 @@ def _loaded(load: Callable, folder: Path):
 
 
 def _variant(folder: Path) -> str | None:
-    """"fp16" where a folder ships nothing else."""
+    """ "fp16" where a folder ships nothing else."""
     names = [p.name for p in _weight_files(folder)]
     return "fp16" if names and all(".fp16." in n for n in names) else None
 

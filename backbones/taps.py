@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..engine.attention import attend_with
 from ..engine.nouns import AttentionCall, Control, Evaluation, Site
 
+
 @contextmanager
 def tapped(
     network: nn.Module,

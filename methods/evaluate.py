@@ -57,6 +57,13 @@ def evaluate_edit(
     return figures
 
 
+def as_text(figures: dict[str, float]) -> str:
+    """One figure a line, with its unit."""
+    return "\n".join(
+        f"{k:<16} {v:7.2f} dB" if k.startswith("psnr") else f"{k:<16} {v:7.4f}" for k, v in figures.items()
+    )
+
+
 def psnr(a: Tensor, b: Tensor, where: Tensor | None = None) -> float:
     """Peak signal-to-noise ratio in dB of values in 0..1, over the pixels [F, H, W] that `where` marks."""
     squared = (a.float() - b.float()).square()

@@ -1,12 +1,12 @@
 """Latent blend: outside the mask, the edit keeps the source.
 
-    paper    STR-Match, Lee et al. 2025, equation 6 (Blended Diffusion, Avrahami et al. 2022)
-    needs    a mask of the thing to edit; the source's trajectory
-    gives    a Control that acts after a step
-    differs  nothing: the mask is resized by area to the latent grid, so a cell is edited if any of it is masked, and
-             dilated by cells; the paper gives no kernel, ours is 3x3
+paper    STR-Match, Lee et al. 2025, equation 6 (Blended Diffusion, Avrahami et al. 2022)
+needs    a mask of the thing to edit; the source's trajectory
+gives    a Control that acts after a step
+differs  nothing: the mask is resized by area to the latent grid, so a cell is edited if any of it is masked, and
+         dilated by cells; the paper gives no kernel, ours is 3x3
 
-    z <- (1 - dilate(M)) z_source + dilate(M) z
+z <- (1 - dilate(M)) z_source + dilate(M) z
 """
 
 from __future__ import annotations

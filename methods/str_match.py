@@ -14,17 +14,18 @@ Before each step, one step of gradient descent on the latent of the edit:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.attention import Reading, read_attention
+from ..engine.autograd import plain_torch
 from ..engine.nouns import Control, EditPlan, Evaluation, Prompt, Site, Step, Trajectory
-from ..kernels import attention_map, reduce_rows, str_rows, str_score
+from ..kernels import reduce_rows, str_rows, str_score
 
 if TYPE_CHECKING:
     from ..backbones.protocol import Backbone
@@ -199,52 +200,73 @@ def _spatial_maps(reading: Reading) -> Tensor:
     return (q @ k.transpose(-1, -2) * reading.scale).softmax(-1).mean(1)
 
 
-def score_heat(
+def score_frames(
     backbone: Backbone,
     trajectory: Trajectory,
     *,
     x: float,
     y: float,
-    level: int,
+    noise: float = 0.25,
     levels: Levels = "all_but_finest",
     neighbours: int = 1,
 ) -> Tensor:
-    """How strongly one point of the source belongs to every other, frame by frame: the STR score as a picture.
+    """What one point of the source is related to, painted over it frame by frame.
 
     Args:
         x, y: the point, as shares of width and height, 0..1.
-        level: noise level of the trajectory to look at, 1..S; low ones are clean.
+        noise: where on the trajectory to look, 0 almost clean, 1 the noisiest level.
 
     Returns:
-        [F, h, w] float32 in 0..1 at the latent's resolution, mean over the attention layers, each frame scaled to 1.
+        [F, H, W, 3] in 0..1: the source in gray, the score in color, the point marked in white.
 
     Raises:
-        ValueError: a point or level outside its range, or a model or trajectory that do not belong together.
+        ValueError: a number outside its range, or a model and trajectory that do not belong together.
     """
     trajectory.require(backbone)
-    if not (0 <= x <= 1 and 0 <= y <= 1):
-        raise ValueError(f"the point must lie in the picture, x and y in 0..1, got {x}, {y}")
-    if not 1 <= level <= trajectory.schedule.steps:
-        raise ValueError(f"want a noise level in 1..{trajectory.schedule.steps}, got {level}")
-    return _score_heat(backbone, trajectory, (x, y), level, site_pairs(backbone, levels), neighbours)
+    if not (0 <= x <= 1 and 0 <= y <= 1 and 0 <= noise <= 1):
+        raise ValueError(f"want x, y and noise in 0..1, got {x}, {y} and {noise}")
+    level = max(1, round(noise * trajectory.schedule.steps))
+    heat = score_heat(backbone, trajectory, (x, y), level, levels=levels, neighbours=neighbours)
+    return paint_heat(backbone.decode(backbone.unscale(trajectory.latents[0])), heat, (x, y))
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
-def _score_heat(backbone, trajectory, point, level, pairs: Sequence[tuple[Site, Site]], neighbours) -> Tensor:
+@plain_torch
+def score_heat(
+    backbone: Backbone,
+    trajectory: Trajectory,
+    point: tuple[float, float],
+    level: int,
+    *,
+    levels: Levels = "all_but_finest",
+    neighbours: int = 1,
+) -> Tensor:
+    """[F, h, w] float32 in 0..1: the STR score from one point (x, y) to every latent cell of its frame, each frame
+    scaled to 1, mean over attention layers; at a noise level in 1..S."""
+    pairs = site_pairs(backbone, levels)
     latents = trajectory.latents[level].to(backbone.device)
     evaluation = Evaluation(latents[None], trajectory.schedule.label(level), (trajectory.prompt,), ("source",))
     with backbone.resident("network"):
         readings = read_attention(backbone, evaluation, {site.layer for pair in pairs for site in pair})
-    frames, _, h, w = latents.shape
-    heat = torch.zeros(frames, 1, h, w)
+    frames, _, *size = latents.shape
+    heat = torch.zeros(frames, 1, *size)
     for spatial, temporal in pairs:
-        q, k, t = _score_inputs((readings[spatial.layer], readings[temporal.layer]), per_head=False)
-        rows, columns = -(-h // 2**spatial.level), -(-w // 2**spatial.level)
+        pair = readings[spatial.layer], readings[temporal.layer]
+        rows, columns = (-(-n // 2**spatial.level) for n in size)
         token = min(int(point[1] * rows), rows - 1) * columns + min(int(point[0] * columns), columns - 1)
-        here = torch.tensor([token], device=q.device)
-        scale = readings[spatial.layer].scale
-        maps = [str_score(q, k, t, i, neighbours=neighbours, scale=scale, rows=here) for i in range(frames)]
-        maps = torch.stack(maps).view(frames, 1, rows, columns).float().cpu()
-        heat += torch.nn.functional.interpolate(maps, (h, w), mode="bilinear", align_corners=False)
+        score = partial(str_score, *_score_inputs(pair, per_head=False), neighbours=neighbours, scale=pair[0].scale)
+        maps = torch.cat([score(i, rows=torch.tensor([token])) for i in range(frames)])
+        maps = maps.view(frames, 1, rows, columns).float().cpu()
+        heat += F.interpolate(maps / maps.amax((2, 3), keepdim=True), size, mode="bilinear", align_corners=False)
     return heat[:, 0] / heat.amax((1, 2, 3)).clamp(min=1e-12)[:, None, None]
+
+
+def paint_heat(frames: Tensor, heat: Tensor, point: tuple[float, float]) -> Tensor:
+    """Frames [F, H, W, 3] in gray with heat [F, h, w] in 0..1 over them, black to red to yellow, and a white mark."""
+    height, width = frames.shape[1:3]
+    heat = F.interpolate(heat[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0, :, :, None]
+    colors = torch.cat([(2 * heat).clamp(0, 1), (2 * heat - 1).clamp(0, 1), torch.zeros_like(heat)], -1)
+    painted = (0.4 * frames.mean(-1, keepdim=True) + 0.8 * colors).clamp(0, 1)
+    x, y, arm = int(point[0] * (width - 1)), int(point[1] * (height - 1)), max(1, min(height, width) // 32)
+    painted[:, y, max(0, x - arm) : x + arm + 1] = 1
+    painted[:, max(0, y - arm) : y + arm + 1, x] = 1
+    return painted

@@ -1,0 +1,37 @@
+"""Cheap pictures of latents while sampling: a linear map to RGB, fitted once on a frame whose pixels are known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..engine.autograd import plain_torch
+
+if TYPE_CHECKING:
+    from ..engine.nouns import Trajectory
+    from .protocol import Backbone
+
+
+class LatentPreview:
+    """latents [F, C, h, w] -> frames [F, h, w, 3] in 0..1, good enough to see where an edit goes."""
+
+    @plain_torch
+    def __init__(self, backbone: Backbone, trajectory: Trajectory):
+        clean = trajectory.latents[0]
+        cells = clean[: min(len(clean), 2)]
+        frames = backbone.decode(backbone.unscale(cells)).movedim(-1, 1)
+        colors = F.interpolate(frames, cells.shape[-2:], mode="area")
+        x, y = rearrange(cells, "f c h w -> (f h w) c"), rearrange(colors, "f c h w -> (f h w) c")
+        x = torch.cat([x, torch.ones(len(x), 1)], 1)
+        # A flat frame leaves directions undetermined; a little ridge sends them to zero.
+        ridge = 1e-3 * len(x) * torch.eye(x.shape[1])
+        self.weights = torch.linalg.solve(x.T @ x + ridge, x.T @ y)
+
+    @plain_torch
+    def __call__(self, latents: Tensor) -> Tensor:
+        z = rearrange(latents.float().cpu(), "f c h w -> f h w c")
+        return (z @ self.weights[:-1] + self.weights[-1]).clamp(0, 1)

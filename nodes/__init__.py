@@ -1,0 +1,32 @@
+"""The palette, in the order a user meets it. A node whose import fails is named in the log and leaves the others."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+
+from comfy_api.v0_0_2 import ComfyExtension
+
+log = logging.getLogger(__name__)
+
+NODES = {  # module -> nodes in it
+    "load": ("WeftLoadModel",),
+    "frames": ("WeftEncodePrompt", "WeftEncodeFrames", "WeftDecodeFrames"),
+    "inversion": ("WeftDDIMInversion",),
+    "str_match": ("WeftSTRLatentOptimizer", "WeftPreviewSTRScore"),
+    "latent_blend": ("WeftLatentBlend",),
+    "sampling": ("WeftEditSampler",),
+    "evaluate": ("WeftEvaluateEdit",),
+}
+
+
+class WeftExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type]:
+        nodes = []
+        for module, names in NODES.items():
+            try:
+                imported = import_module(f".{module}", __name__)
+                nodes += [getattr(imported, name) for name in names]
+            except Exception:  # whatever it is, it must not take the other nodes with it
+                log.exception("Weft: the nodes %s are missing, because '%s' could not be imported", names, module)
+        return nodes

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+
+from comfy_api.v0_0_2 import io, ui
+
+from ..methods.evaluate import as_text, evaluate_edit
+
+
+class WeftEvaluateEdit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftEvaluateEdit",
+            display_name="Evaluate Edit (Weft)",
+            category="Weft/measure",
+            description="Figures of an edit: how close it stays to the source, how much it flickers.",
+            inputs=[
+                io.Image.Input("source", tooltip="The source clip."),
+                io.Image.Input("edit", tooltip="The edited clip, of the same size and frame count."),
+                io.Mask.Input("mask", optional=True, tooltip="What was edited: adds figures for the background alone."),
+                io.Image.Input("reference", optional=True, tooltip="The wished-for edit, where one is known."),
+            ],
+            outputs=[
+                io.String.Output(display_name="text"),
+                io.String.Output(display_name="json"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, source, edit, mask=None, reference=None):
+        figures = evaluate_edit(source, edit, mask=mask, reference=reference)
+        text = as_text(figures)
+        return io.NodeOutput(text, json.dumps(figures), ui=ui.PreviewText(text))

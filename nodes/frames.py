@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from . import sockets
+
+
+class WeftEncodePrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftEncodePrompt",
+            display_name="Encode Prompt (Weft)",
+            category="Weft/prompt",
+            description="Turns a text into what the model reads.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The model whose text encoder reads the text."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    tooltip="Describe the whole picture. For the edit, change only the words of what is to change.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning")],
+        )
+
+    @classmethod
+    def execute(cls, model, text):
+        return io.NodeOutput(sockets.to_conditioning(model.embed(text)))
+
+
+class WeftEncodeFrames(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftEncodeFrames",
+            display_name="Encode Frames (Weft)",
+            category="Weft/latent",
+            description="Frames to latents, a few frames at a time.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The model whose VAE encodes."),
+                io.Image.Input("images", tooltip="The clip: at least 2 frames, width and height divisible by 8 (4)."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, model, images):
+        return io.NodeOutput({"samples": model.encode(images)})
+
+
+class WeftDecodeFrames(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftDecodeFrames",
+            display_name="Decode Frames (Weft)",
+            category="Weft/latent",
+            description="Latents to frames, a few frames at a time.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The model whose VAE decodes."),
+                io.Latent.Input("latent", tooltip="Of an edit, or of Encode Frames."),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(cls, model, latent):
+        return io.NodeOutput(model.decode(latent["samples"]))

@@ -1,0 +1,45 @@
+"""ComfyUI's side of a run: its progress bar, its previews and its cancel button."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.utils
+from PIL import Image
+from torch import Tensor
+
+from ..engine.monitor import Recording
+
+check = comfy.model_management.throw_exception_if_processing_interrupted
+PREVIEW_SIZE = 512  # pixels, the longer side
+
+
+class NodeMonitor(Recording):
+    """Progress and previews of one node's run; raises ComfyUI's own exception when the user cancels."""
+
+    def __init__(self, total: int, pictures: Callable[[Tensor], Tensor] | None = None):
+        """
+        Args:
+            pictures: latents [F, C, h, w] -> frames [F, h, w, 3] in 0..1, for the live preview.
+        """
+        super().__init__()
+        self.bar, self.pictures = comfy.utils.ProgressBar(total), pictures
+
+    def check(self) -> None:
+        check()
+
+    def progress(self, done: int, total: int, preview: Tensor | None = None) -> None:
+        picture = None
+        if preview is not None and self.pictures is not None:
+            picture = ("JPEG", _strip(self.pictures(preview)), PREVIEW_SIZE)
+        self.bar.update_absolute(done, total, picture)
+        check()
+
+
+def _strip(frames: Tensor, count: int = 4) -> Image.Image:
+    """A few frames side by side, enlarged to be seen."""
+    chosen = frames[:: max(1, len(frames) // count)][:count]
+    picture = Image.fromarray((chosen.movedim(0, 1).flatten(1, 2) * 255).byte().cpu().numpy())
+    grow = max(1, PREVIEW_SIZE // max(picture.size))
+    return picture.resize((picture.width * grow, picture.height * grow), Image.Resampling.NEAREST)

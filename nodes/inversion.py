@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from ..engine.inversion import invert
+from . import sockets
+from .host import NodeMonitor
+
+
+class WeftDDIMInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftDDIMInversion",
+            display_name="DDIM Inversion (Weft)",
+            category="Weft/invert",
+            description="Finds the noise that the model would turn into this clip, and every level on the way.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The model that will edit."),
+                io.Latent.Input("latent", tooltip="The source clip, from Encode Frames."),
+                io.Conditioning.Input("source_prompt", tooltip="Describes the source clip as it is."),
+                io.Int.Input(
+                    "steps",
+                    default=50,
+                    min=1,
+                    max=1000,
+                    tooltip="Steps of the inversion and of the edit. Fewer are faster and follow the source less well.",
+                ),
+                sockets.Plan.Input("plan", optional=True, tooltip="Attention methods that shape the inversion too."),
+                io.Combo.Input(
+                    "convention",
+                    options=["warm_start", "paper"],
+                    default="warm_start",
+                    optional=True,
+                    tooltip="warm_start inverts the sampler's own steps and reconstructs far better. paper is what "
+                    "the papers' code does; with models that predict v it is poor.",
+                ),
+                io.Int.Input(
+                    "evaluations",
+                    default=1,
+                    min=1,
+                    max=10,
+                    optional=True,
+                    tooltip="Network evaluations per step for warm_start. More reconstruct better and edit less well.",
+                ),
+            ],
+            outputs=[sockets.Trajectory.Output(display_name="trajectory")],
+        )
+
+    @classmethod
+    def execute(cls, model, latent, source_prompt, steps, plan=None, convention="warm_start", evaluations=1):
+        return io.NodeOutput(
+            invert(
+                model,
+                latent["samples"],
+                sockets.from_conditioning(source_prompt),
+                steps=steps,
+                convention=convention,
+                evaluations=evaluations,
+                plan=sockets.plan_or_empty(plan),
+                monitor=NodeMonitor(steps),
+            )
+        )

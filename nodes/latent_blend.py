@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from typing import get_args
+
+from comfy_api.v0_0_2 import io
+
+from ..methods import latent_blend
+from . import sockets
+
+
+class WeftLatentBlend(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftLatentBlend",
+            display_name="Latent Blend (Weft)",
+            category="Weft/plan",
+            description="Keeps the source outside a mask, at every step.",
+            inputs=[
+                sockets.plan_input(),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="White is edited. One mask a frame, or one for all, as large as the frames that were "
+                    "encoded. Cover the old and the new shape.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(get_args(latent_blend.Schedule)),
+                    default="hard",
+                    tooltip="hard: the source outside the mask at every step.",
+                ),
+                io.Int.Input(
+                    "dilate",
+                    default=1,
+                    min=0,
+                    max=64,
+                    tooltip="Grow the mask by this many latent cells (8 pixels each; 4 for the toy world).",
+                ),
+            ],
+            outputs=[sockets.Plan.Output(display_name="plan")],
+        )
+
+    @classmethod
+    def execute(cls, mask, schedule, dilate, plan=None):
+        blended = latent_blend.latent_blend(sockets.plan_or_empty(plan), mask, schedule=schedule, dilate=dilate)
+        return io.NodeOutput(blended)

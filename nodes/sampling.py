@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+
+from comfy_api.v0_0_2 import io
+
+from ..backbones.preview import LatentPreview
+from ..engine.sampling import edit
+from . import sockets
+from .host import NodeMonitor
+
+
+class WeftEditSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftEditSampler",
+            display_name="Edit Sampler (Weft)",
+            category="Weft/sample",
+            description="Makes the edit: from the source's noise, under the new prompt and the plan.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The model the clip was inverted with."),
+                sockets.Trajectory.Input("trajectory", tooltip="The source, from an inversion; it sets the steps."),
+                io.Conditioning.Input("positive", tooltip="Describes the edited clip."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What guidance moves away from. Unconnected: the source's prompt, as STR-Match does.",
+                ),
+                sockets.Plan.Input("plan", optional=True, tooltip="The methods. Unconnected: the plain DDIM edit."),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly to follow the prompt. 1 is no guidance and twice as fast.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53,
+                    control_after_generate=False,
+                    tooltip="For methods that draw random numbers. The plain edit and STR-Match draw none.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent"),
+                io.String.Output(display_name="log", tooltip="Figures of each step as JSON, such as the gradient."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, trajectory, positive, negative=None, plan=None, cfg=7.5, seed=0):
+        monitor = NodeMonitor(trajectory.schedule.steps, LatentPreview(model, trajectory))
+        latents = edit(
+            model,
+            trajectory,
+            sockets.from_conditioning(positive),
+            negative=sockets.from_conditioning(negative) if negative is not None else None,
+            plan=sockets.plan_or_empty(plan),
+            guidance=cfg,
+            seed=seed,
+            monitor=monitor,
+        )
+        return io.NodeOutput({"samples": latents}, json.dumps(monitor.records))

@@ -1,0 +1,32 @@
+"""Weft's own sockets. The strings are saved in workflows and never change."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from ..engine.nouns import EditPlan, Prompt
+
+Model = io.Custom("WEFT_MODEL")
+Trajectory = io.Custom("WEFT_TRAJECTORY")
+Plan = io.Custom("WEFT_PLAN")
+
+
+def plan_input() -> io.Input:
+    return Plan.Input("plan", optional=True, tooltip="What other methods already do. This one nests inside them.")
+
+
+def plan_or_empty(plan: EditPlan | None) -> EditPlan:
+    return EditPlan() if plan is None else plan
+
+
+def to_conditioning(prompt: Prompt) -> list:
+    """As ComfyUI passes prompts about, with what a trajectory needs to know of this one."""
+    return [[prompt.embedding, {"pooled_output": None, "weft_text": prompt.text, "weft_model": prompt.model}]]
+
+
+def from_conditioning(conditioning: list) -> Prompt:
+    """Raises ValueError for a conditioning that no Weft node made, or a combination of several."""
+    if len(conditioning) != 1 or "weft_model" not in conditioning[0][1]:
+        raise ValueError("this conditioning is not from Weft: use 'Encode Prompt (Weft)' with the same model")
+    embedding, extra = conditioning[0]
+    return Prompt(embedding, extra["weft_text"], extra["weft_model"])

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from typing import get_args
+
+from comfy_api.v0_0_2 import io, ui
+
+from ..methods import str_match
+from . import sockets
+
+
+class WeftSTRLatentOptimizer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftSTRLatentOptimizer",
+            display_name="STR Latent Optimizer (Weft)",
+            category="Weft/plan",
+            description="STR-Match: before each step, pulls the edit's layout and motion towards the source's.",
+            inputs=[
+                sockets.plan_input(),
+                io.Float.Input(
+                    "strength",
+                    default=str_match.PAPER_STRENGTH,
+                    min=0.0,
+                    max=10000.0,
+                    step=0.001,
+                    round=0.0001,
+                    tooltip="0 is the plain edit. More keeps layout and motion better, too much edits less. The "
+                    "paper: 0.005 to 0.015 for LaVie; toyworld/video: see its workflow.",
+                ),
+                io.Combo.Input(
+                    "reduction",
+                    options=list(get_args(str_match.Reduction)),
+                    default="row_sum",
+                    tooltip="What one cosine spans: a token's row (all are added), a frame, a layer, everything. All "
+                    "but row_sum have tiny gradients: use them with step_mode relative.",
+                ),
+                io.Combo.Input(
+                    "step_mode",
+                    options=list(get_args(str_match.StepMode)),
+                    default="sgd",
+                    tooltip="sgd: strength times the gradient, as in the paper. relative: a step of known length, "
+                    "0.2 % of the latent at strength 0.01.",
+                ),
+                io.Int.Input(
+                    "neighbours",
+                    default=1,
+                    min=1,
+                    max=16,
+                    tooltip="Frames on each side that a frame is related to.",
+                ),
+                io.Combo.Input(
+                    "heads",
+                    options=list(get_args(str_match.Heads)),
+                    default="mean",
+                    tooltip="Scores on attention maps averaged over heads, or head by head (slower, stronger).",
+                ),
+                io.Combo.Input(
+                    "levels",
+                    options=list(get_args(str_match.Levels)),
+                    default="all_but_finest",
+                    tooltip="Attention resolutions to match. The paper leaves the finest out.",
+                ),
+                io.Float.Input(
+                    "start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Share of the run before it begins."
+                ),
+                io.Float.Input(
+                    "end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Share of the run after which it stops."
+                ),
+                io.Combo.Input(
+                    "source_score",
+                    options=list(get_args(str_match.SourceScore)),
+                    default="recompute",
+                    optional=True,
+                    tooltip="recompute the source's score at the edit's noise level, or read it one level cleaner, "
+                    "as the paper's inversion stores it.",
+                ),
+                io.Combo.Input(
+                    "score",
+                    options=list(get_args(str_match.Score)),
+                    default="str",
+                    optional=True,
+                    tooltip="str, or the paper's baseline: squared distance of the attention maps (strength 0.08).",
+                ),
+            ],
+            outputs=[sockets.Plan.Output(display_name="plan")],
+        )
+
+    @classmethod
+    def execute(cls, plan=None, **numbers):
+        return io.NodeOutput(str_match.str_latent_optimizer(sockets.plan_or_empty(plan), **numbers))
+
+
+class WeftPreviewSTRScore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftPreviewSTRScore",
+            display_name="Preview STR Score (Weft)",
+            category="Weft/view",
+            description="Shows what one point of the source is related to, frame by frame.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The model the clip was inverted with."),
+                sockets.Trajectory.Input("trajectory", tooltip="The source, from an inversion."),
+                io.Float.Input("x", default=0.5, min=0.0, max=1.0, step=0.01, tooltip="The point: 0 left, 1 right."),
+                io.Float.Input("y", default=0.5, min=0.0, max=1.0, step=0.01, tooltip="The point: 0 top, 1 bottom."),
+                io.Float.Input(
+                    "noise",
+                    default=0.25,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Noise level to look at: 0 almost clean, 1 the noisiest.",
+                ),
+                io.Int.Input("neighbours", default=1, min=1, max=16, tooltip="As in STR Latent Optimizer."),
+                io.Combo.Input(
+                    "levels",
+                    options=list(get_args(str_match.Levels)),
+                    default="all_but_finest",
+                    tooltip="As in STR Latent Optimizer.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, trajectory, x, y, noise, neighbours, levels):
+        frames = str_match.score_frames(model, trajectory, x=x, y=y, noise=noise, neighbours=neighbours, levels=levels)
+        return io.NodeOutput(frames, ui=ui.PreviewImage(frames, cls=cls))
