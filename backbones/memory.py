@@ -38,7 +38,7 @@ class PlainMemory:
 
 
 class ComfyMemory:
-    """Loads through `comfy.model_management`, so that ComfyUI makes room, offloads and unloads as for its own models."""
+    """Loads through `comfy.model_management`: ComfyUI makes room, offloads and unloads as for its own models."""
 
     def __init__(self):
         import comfy.model_management as management

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .autograd import ordinary, plain_torch
-from .monitor import Monitor
-from .nouns import EditPlan, Evaluation, Prompt, Trajectory
+from .monitor import SILENT, Monitor
+from .nouns import PLAIN, EditPlan, Evaluation, Prompt, Trajectory
 from .sampling import evaluate_with
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def invert(
     steps: int = 50,
     convention: Convention = "warm_start",
     evaluations: int = 1,
-    plan: EditPlan = EditPlan(),
-    monitor: Monitor = Monitor(),
+    plan: EditPlan = PLAIN,
+    monitor: Monitor = SILENT,
 ) -> Trajectory:
     """DDIM inversion of a clip under its own prompt, without guidance.
 

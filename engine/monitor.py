@@ -18,6 +18,9 @@ class Monitor:
         """Figures of the current step, for a log."""
 
 
+SILENT = Monitor()
+
+
 class Recording(Monitor):
     """Keeps every record, in order."""
 

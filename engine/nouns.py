@@ -143,6 +143,9 @@ class EditPlan:
         return tuple(c for c in self.controls if c.acts_at(seam))
 
 
+PLAIN = EditPlan()  # no controls: the plain DDIM edit
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """The source clip at every noise level, and what it was made with."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .autograd import plain_torch
-from .monitor import Monitor
-from .nouns import EditPlan, Evaluation, Prompt, Row, Step, Trajectory
+from .monitor import SILENT, Monitor
+from .nouns import PLAIN, EditPlan, Evaluation, Prompt, Row, Step, Trajectory
 
 if TYPE_CHECKING:
     from ..backbones.protocol import Backbone
@@ -24,10 +24,10 @@ def edit(
     positive: Prompt,
     *,
     negative: Prompt | None = None,
-    plan: EditPlan = EditPlan(),
+    plan: EditPlan = PLAIN,
     guidance: float = 7.5,
     seed: int = 0,
-    monitor: Monitor = Monitor(),
+    monitor: Monitor = SILENT,
 ) -> Tensor:
     """Samples the edited clip from the source's noise, with the steps and schedule of its trajectory.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..engine.nouns import EditPlan, Prompt
+from ..engine.nouns import PLAIN, EditPlan, Prompt
 
 Model = io.Custom("WEFT_MODEL")
 Trajectory = io.Custom("WEFT_TRAJECTORY")
@@ -16,7 +16,7 @@ def plan_input() -> io.Input:
 
 
 def plan_or_empty(plan: EditPlan | None) -> EditPlan:
-    return EditPlan() if plan is None else plan
+    return PLAIN if plan is None else plan
 
 
 def to_conditioning(prompt: Prompt) -> list:
