@@ -1,0 +1,296 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from weft.toyworld import world
+from weft.toyworld.measure import (
+    PSNR_CAP,
+    bootstrap_interval,
+    contact_sheet,
+    find_sprites,
+    match_background,
+    measure,
+    psnr,
+    sample_accuracy,
+)
+
+
+def draw(n, seed=4321, **options):
+    return world.draw(n, torch.Generator().manual_seed(seed), **options)
+
+
+def pair(*attributes, n=24):
+    source = draw(n)
+    return source, world.edit(source, torch.Generator().manual_seed(1), attributes or ("shape", "color"))
+
+
+def noisy(video, strength):
+    return (video + strength * torch.randn_like(video)).clamp(0, 1)
+
+
+def blurred(video, sigma=1.0):
+    """What a VAE of few channels leaves of sharp edges, roughly."""
+    kernel = torch.exp(-(torch.arange(-3, 4) ** 2) / (2 * sigma**2))
+    kernel = torch.outer(kernel, kernel)
+    weight = (kernel / kernel.sum()).expand(3, 1, 7, 7)
+    x = F.pad(video.flatten(0, 1), (3,) * 4, mode="reflect")
+    return F.conv2d(x, weight, groups=3).unflatten(0, video.shape[:2])
+
+
+# ---- edits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attributes", [("shape", "color"), ("color",), ("background", "pattern")])
+def test_the_truth_is_perfect(attributes):
+    source, target = pair(*attributes)
+    scores = measure(world.render(target)[0], source, target)
+    for name in ("color_accuracy", "shape_accuracy", "target_accuracy"):
+        assert (scores[name] == 1).all()
+    assert (scores["missing"] == 0).all()
+    assert (scores["psnr_truth"] == PSNR_CAP).all()
+    assert (scores["psnr_background"] == PSNR_CAP).all()
+    assert (scores["psnr_source"] < 35).all()
+    assert scores["centroid_error_px"].mean() < 0.3
+    assert scores["velocity_error_px"].mean() < 0.3
+    assert {tuple(values.shape) for values in scores.values()} == {(len(source),)}
+
+
+@pytest.mark.parametrize("spoil", [lambda v: noisy(v, 0.05), lambda v: noisy(blurred(v), 0.02)], ids=["noise", "blur"])
+def test_the_truth_survives_small_damage(spoil):
+    source, target = pair()
+    scores = measure(spoil(world.render(target)[0]), source, target)
+    assert scores["target_accuracy"].mean() >= 0.98
+    assert scores["missing"].max() == 0
+    assert scores["centroid_error_px"].mean() < 0.3
+    assert scores["psnr_truth"].max() < 40
+
+
+def test_the_unedited_source_is_wrong_only_where_the_edit_was_asked():
+    source, target = pair()
+    scores = measure(world.render(source)[0], source, target)
+    assert (scores["psnr_source"] == PSNR_CAP).all()
+    assert (scores["psnr_background"] == PSNR_CAP).all()
+    assert scores["psnr_truth"].max() < 30
+    for name in ("color_accuracy", "shape_accuracy", "target_accuracy"):
+        assert (scores[name] == 0).all()
+    assert scores["centroid_error_px"].mean() < 1
+
+    source, target = pair("color")
+    scores = measure(world.render(source)[0], source, target)
+    assert (scores["shape_accuracy"] == 1).all()
+    assert (scores["color_accuracy"] == 0).all()
+    assert (scores["target_accuracy"] == 0).all()
+
+
+def test_an_attribute_the_edit_keeps_must_be_kept():
+    source, target = pair("color")
+    wrong = world.edit(target, torch.Generator().manual_seed(2), ("shape",))
+    scores = measure(world.render(wrong)[0], source, target)
+    assert (scores["color_accuracy"] == 1).all()
+    assert (scores["shape_accuracy"] == 0).all()
+    assert (scores["target_accuracy"] == 0).all()
+
+
+def test_frames_without_a_sprite_cost_what_they_should():
+    source, target = pair(n=6)
+    video, background = world.render(target)[0], world.render_background(target)
+    video[:3] = background[:3, None]
+    video[3, :2] = background[3]
+    scores = measure(video, source, target)
+    assert scores["missing"].tolist() == [1, 1, 1, 0.25, 0, 0]
+    assert scores["target_accuracy"].tolist() == [0, 0, 0, 0.75, 1, 1]
+    assert scores["centroid_error_px"][:3].tolist() == [20, 20, 20]
+    assert 5 < scores["centroid_error_px"][3] < 5.5
+    assert scores["velocity_error_px"][:3].tolist() == [8, 8, 8]
+    assert scores["velocity_error_px"][3:].max() < 0.5
+
+
+def test_motion_errors_are_in_pixels():
+    target = draw(12)
+    shift = torch.tensor([3.0, 4.0])
+    inside = world.SIZE - 1 - target.radius[:, None, None]
+    keep = ((target.center + shift) <= inside).flatten(1).all(1)
+    target = target[keep]
+    assert len(target), "no path leaves room for the shift"
+    moved = replace(target, center=target.center + shift)
+    scores = measure(world.render(moved)[0], target, target)
+    torch.testing.assert_close(scores["centroid_error_px"], torch.full((len(target),), 5.0), atol=0.3, rtol=0)
+    assert scores["velocity_error_px"].max() < 0.4
+
+    still = replace(target, center=target.center[:, :1].expand_as(target.center))
+    speed = target.center.diff(dim=1).abs().mean((1, 2))
+    scores = measure(world.render(still)[0], target, target)
+    torch.testing.assert_close(scores["velocity_error_px"], speed, atol=0.4, rtol=0)
+
+
+def test_the_background_is_judged_away_from_both_sprites():
+    source, target = pair(n=4)
+    video = world.render(target)[0]
+    alpha = torch.maximum(world.sprite_alpha(source), world.sprite_alpha(target))
+    near = F.max_pool2d((alpha > 0).float(), 5, 1, 2)[:, :, None]
+    assert (measure((video + near).clamp(0, 1), source, target)["psnr_background"] == PSNR_CAP).all()
+    far = measure((video + 0.1 * (1 - near)).clamp(0, 1), source, target)["psnr_background"]
+    torch.testing.assert_close(far, torch.full((4,), 20.0), atol=0.01, rtol=0)
+
+
+def test_debris_smaller_than_a_sprite_is_not_one():
+    target = draw(2)
+    video = world.render_background(target)[:, None].repeat(1, 8, 1, 1, 1)
+    video[:, :, :, 20:26, 20:26] = 1
+    assert not find_sprites(video, world.render_background(target)).found.any()
+    video[:, :, :, 20:27, 20:27] = 1
+    assert find_sprites(video, world.render_background(target)).found.all()
+
+
+def test_a_blob_that_resembles_nothing_has_no_shape():
+    background = world.render_background(draw(1))
+    video = background[:, None].clone()
+    video[..., 30:33, :] = 1
+    sprites = find_sprites(video, background)
+    assert sprites.found.all()
+    assert sprites.shape.tolist() == [[-1]]
+
+
+def test_half_precision_and_gradients_are_taken():
+    source, target = pair(n=2)
+    scores = measure(world.render(target)[0].half().requires_grad_(), source, target)
+    assert (scores["target_accuracy"] == 1).all()
+    assert not scores["psnr_truth"].requires_grad
+
+
+def test_psnr_is_that_of_the_formula():
+    a, b = torch.rand(3, 2, 3, 4, 4), torch.rand(3, 2, 3, 4, 4)
+    want = [10 * math.log10(1 / (a[i] - b[i]).square().mean()) for i in range(3)]
+    torch.testing.assert_close(psnr(a, b), torch.tensor(want))
+    weight = torch.zeros(3, 2, 1, 4, 4)
+    weight[:, :, :, 0, 0] = 1
+    torch.testing.assert_close(psnr(a, b, weight), psnr(a[..., :1, :1], b[..., :1, :1]))
+
+
+def test_clips_that_do_not_fit_are_refused():
+    source, target = pair(n=3)
+    video = world.render(target)[0]
+    with pytest.raises(ValueError, match=r"want a video \[3, 8, 3, 64, 64\].* got \[3, 7, 3, 64, 64\]"):
+        measure(video[:, :7], source, target)
+    with pytest.raises(ValueError, match=r"want a video \[2, 8"):
+        measure(video, source[:2], target[:2])
+    with pytest.raises(ValueError, match=r"source paths \[2, 8, 2\]"):
+        measure(video, source[:2], target)
+    with pytest.raises(ValueError, match=r"want a video \[3, 8, 3, 64, 64\].* got \[3, 8, 3, 32, 32\]"):
+        sample_accuracy(video[..., :32, :32], target)
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spoil", [lambda v: noisy(v, 0.05), lambda v: noisy(blurred(v), 0.02)], ids=["noise", "blur"])
+def test_samples_are_judged_without_their_path_or_phase(spoil):
+    clips = draw(64)
+    scores = sample_accuracy(spoil(world.render(clips)[0]), clips)
+    for name in ("color_accuracy", "shape_accuracy", "background_accuracy", "pattern_accuracy"):
+        assert scores[name].mean() >= 0.98, name
+    elsewhere = draw(64, seed=5)  # the same captions on other paths
+    drawn = replace(elsewhere, **{name: getattr(clips, name) for name in world.CHOICES})
+    scores = sample_accuracy(spoil(world.render(drawn)[0]), clips)
+    assert scores["target_accuracy"].mean() >= 0.98
+
+
+@pytest.mark.parametrize("name", world.CHOICES)
+def test_samples_of_another_caption_are_wrong_in_what_differs(name):
+    clips = draw(24)
+    other = world.edit(clips, torch.Generator().manual_seed(1), (name,))
+    scores = sample_accuracy(world.render(other)[0], clips)
+    for attribute in world.CHOICES:
+        assert (scores[f"{attribute}_accuracy"] == (attribute != name)).all(), attribute
+
+
+def test_single_frames_and_long_clips_can_be_judged():
+    for frames in (1, 16):
+        clips = draw(24, frames=frames)
+        scores = sample_accuracy(noisy(world.render(clips)[0], 0.02), clips)
+        assert scores["target_accuracy"].mean() >= 0.98
+        assert scores["pattern_accuracy"].mean() >= 0.95
+
+
+def test_the_matched_background_is_the_one_behind_the_sprite():
+    clips = draw(48)
+    found = match_background(world.render(clips)[0])
+    error = (world.render_background(found) - world.render_background(clips)).abs()
+    assert error.mean((1, 2, 3)).max() < 0.05
+    assert error.max() < 0.25, "the phase is too coarse to tell sprite from background"
+
+
+# ---- reports --------------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_is_that_of_the_mean():
+    values = torch.randn(400) * 2 + 5
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std().item() / 20
+    assert low == pytest.approx(values.mean().item() - half, abs=0.05)
+    assert high == pytest.approx(values.mean().item() + half, abs=0.05)
+    narrow = bootstrap_interval(values, level=0.5)
+    assert low < narrow[0] < values.mean() < narrow[1] < high
+
+
+def test_the_interval_is_repeatable_and_follows_its_seed():
+    values = torch.rand(20)
+    assert bootstrap_interval(values) == bootstrap_interval(values.tolist())
+    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+    assert bootstrap_interval([3.0, 3.0]) == (3.0, 3.0)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    hits = 0
+    for seed in range(200):
+        values = torch.randn(40, generator=torch.Generator().manual_seed(seed))
+        low, high = bootstrap_interval(values, draws=500, level=0.8)
+        hits += low < 0 < high
+    assert 0.7 < hits / 200 < 0.88
+
+
+def test_the_interval_refuses_nonsense():
+    with pytest.raises(ValueError, match=r"row of values, got shape \[0\]"):
+        bootstrap_interval([])
+    with pytest.raises(ValueError, match=r"row of values, got shape \[2, 2\]"):
+        bootstrap_interval(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="level between 0 and 1"):
+        bootstrap_interval([1.0], level=95)
+
+
+def test_a_contact_sheet_shows_its_frames(tmp_path):
+    clips = world.render(draw(2))[0]
+    path = tmp_path / "new" / "sheet.png"
+    contact_sheet([clips[0], clips[1, :5].permute(0, 2, 3, 1)], path, scale=2)
+    sheet = torch.from_numpy(np.array(Image.open(path)))
+    assert sheet.shape == (2 * 130 + 2, 8 * 130 + 2, 3)
+    shown = sheet[132:260, 262:390].permute(2, 0, 1)[:, ::2, ::2]
+    assert torch.equal(shown, (clips[1, 2] * 255).round().byte())
+    assert (sheet[132:260, 5 * 130 + 2 :] == 255).all(), "a short clip leaves white behind"
+
+
+def test_labels_are_written_above_their_row(tmp_path):
+    clips = list(world.render(draw(2))[0])
+    contact_sheet(clips, tmp_path / "plain.png", scale=1)
+    contact_sheet(clips, tmp_path / "labels.png", scale=1, labels=["", "a red square"])
+    plain, labels = Image.open(tmp_path / "plain.png"), Image.open(tmp_path / "labels.png").convert("L")
+    assert labels.height - plain.height == 2 * 14
+    assert labels.crop((0, 2, labels.width, 16)).getextrema() == (255, 255)
+    assert labels.crop((0, 82, labels.width, 96)).getextrema()[0] < 128
+
+
+def test_a_contact_sheet_refuses_what_does_not_fit(tmp_path):
+    clip = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="1 labels for 2 rows"):
+        contact_sheet([clip, clip], tmp_path / "x.png", labels=["one"])
+    with pytest.raises(ValueError, match="one picture size"):
+        contact_sheet([clip, torch.zeros(2, 3, 9, 9)], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="one picture size"):
+        contact_sheet([], tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"want a clip .* got \[3, 8, 8\]"):
+        contact_sheet([clip[0]], tmp_path / "x.png")

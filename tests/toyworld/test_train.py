@@ -1,0 +1,254 @@
+"""The trainer in miniature: what it writes loads, and a stopped run ends where an unbroken one does."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weft.toyworld import sample, train, training, world
+from weft.toyworld.training import Recipe
+
+RECIPE = Recipe(steps=3, peak_rate=1e-3, warmup=1)
+CLIPS = 8
+MEGABYTE = 2**20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Small batches, and clips drawn by the dozen, for speed; what is computed stays the same."""
+    draw = world.draw
+    with pytest.MonkeyPatch.context() as patch:
+        for name in train.BATCH:
+            patch.setitem(train.BATCH, name, 4)
+        patch.setattr(world, "draw", lambda n, *a, **k: draw(min(n, 12), *a, **k))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(small, tmp_path_factory):
+    """(runs, out) after a few steps of each model, in the order of the module's page."""
+    runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("weights")
+    for name, model in train.MODELS.items():
+        model(RECIPE, runs, out, **({} if name == "vae" else {"clips": CLIPS}))
+    return runs, out
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "channels"),
+    [
+        ("image", "StableDiffusionPipeline", 4),
+        ("video", "TextToVideoSDPipeline", 4),
+        ("instruct", "StableDiffusionInstructPix2PixPipeline", 8),
+    ],
+)
+def test_a_trained_model_is_a_small_diffusers_folder(folders, name, family, channels):
+    folder = folders[1] / name
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 12 * MEGABYTE
+    pipeline = sample.load(folder)
+    assert type(pipeline).__name__ == family
+    assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.unet.config.in_channels == channels
+    assert pipeline.unet.dtype == torch.float32
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        assert all(p.isfinite().all() for p in part.parameters())
+
+
+def test_the_folder_holds_the_averaged_weights_of_the_run(folders):
+    runs, out = folders
+    average = torch.load(runs / "video.pt", weights_only=True)["average"]
+    for saved, shadow in zip(sample.load(out / "video").unet.parameters(), average, strict=True):
+        assert torch.equal(saved, shadow.half().float())
+
+
+@pytest.mark.parametrize(("name", "frames"), [("video", 5), ("image", 1)])
+def test_clips_can_be_sampled_from_the_folder(folders, name, frames):
+    pipeline = sample.load(folders[1] / name)
+    captions = ["a red square on a teal striped background", "a blue cross on a gray plain background"]
+    video = sample.sample(pipeline, captions, steps=2, frames=frames)
+    assert video.shape == (2, frames, 3, world.SIZE, world.SIZE)
+    assert 0 <= video.min() < video.max() <= 1
+    assert torch.equal(video, sample.sample(pipeline, captions, steps=2, frames=frames))
+    assert not torch.equal(video, sample.sample(pipeline, captions, steps=2, frames=frames, seed=1))
+    assert not torch.equal(video, sample.sample(pipeline, captions[::-1], steps=2, frames=frames))
+
+
+def test_the_sampling_command_prints_a_table_and_writes_a_sheet(folders, tmp_path, monkeypatch, capsys):
+    sheet = tmp_path / "sheet.png"
+    arguments = ["--weights", str(folders[1] / "image"), "--n", "3", "--batch", "2", "--steps", "1"]
+    monkeypatch.setattr("sys.argv", ["sample.py", *arguments, "--device", "cpu", "--sheet", str(sheet)])
+    sample.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| color_accuracy |")
+    assert all(0 <= float(line.split("|")[2]) <= 1 for line in lines[2:8])
+    assert "`python -m weft.toyworld.sample --weights" in "\n".join(lines)
+    assert sheet.stat().st_size > 0
+
+
+def test_what_cannot_be_sampled_says_why(folders, tmp_path):
+    with pytest.raises(ValueError, match="8 input channels"):
+        sample.sample(sample.load(folders[1] / "instruct"), ["make it red"])
+    with pytest.raises(FileNotFoundError, match=r"no model in .*train it with .*weft.toyworld.train video"):
+        sample.load(tmp_path / "video")
+
+
+def test_whitening_keeps_the_pictures_and_standardises_the_latents():
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = train.make_vae().eval()
+    before = AutoencoderKL.from_config(vae.config).eval()
+    before.load_state_dict(vae.state_dict())
+    train.whiten(vae)
+    clips = world.render(world.draw(64, torch.Generator().manual_seed(5)))[0]
+    pictures = clips.flatten(0, 1) * 2 - 1
+    with torch.no_grad():
+        z = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(32)])
+        torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
+        torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+        old, new = before.encode(pictures[:4]).latent_dist, vae.encode(pictures[:4]).latent_dist
+        torch.testing.assert_close(vae.decode(new.mean).sample, before.decode(old.mean).sample, atol=1e-4, rtol=1e-4)
+        shift = (new.logvar - old.logvar).flatten(2)
+        torch.testing.assert_close(shift, shift[:, :, :1].expand_as(shift), atol=1e-4, rtol=1e-4)
+
+
+def test_the_video_model_starts_as_the_image_model(folders):
+    """Frame by frame it computes what the image model does, until training changes its temporal layers."""
+    from diffusers import UNet2DConditionModel
+
+    image = UNet2DConditionModel.from_pretrained(folders[1] / "image" / "unet", torch_dtype=torch.float32).eval()
+    video = train.make_video_unet(image).eval()
+    x, t, prompt = torch.randn(2, 4, 3, 16, 16), torch.tensor([10, 700]), torch.randn(2, 16, 64)
+    with torch.no_grad():
+        frames = [image(x[:, :, f], t, prompt).sample for f in range(3)]
+        torch.testing.assert_close(video(x, t, prompt).sample, torch.stack(frames, 2), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="does not fit into the video model"):
+        train.make_video_unet(train.make_image_unet().down_blocks)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["image", "video", "instruct"])
+def test_a_stopped_run_ends_where_an_unbroken_one_does(folders, name, tmp_path, monkeypatch):
+    recipe = replace(RECIPE, steps=4)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
+
+    def run(label):
+        runs, out = tmp_path / label, tmp_path / f"{label}-weights"
+        runs.mkdir(exist_ok=True)
+        shutil.copytree(folders[1], out, dirs_exist_ok=True)  # each run starts from the same earlier models
+        train.MODELS[name](recipe, runs, out, clips=CLIPS)
+        return torch.load(runs / f"{name}.pt", weights_only=True)
+
+    def stops(predicted, target, cells, step, steps):
+        if step == 3:
+            raise Stopped
+        return loss(predicted, target, cells, step, steps)
+
+    unbroken, loss = run("unbroken"), train.diffusion_loss
+    monkeypatch.setattr(train, "diffusion_loss", stops)
+    with pytest.raises(Stopped):
+        run("stopped")
+    monkeypatch.setattr(train, "diffusion_loss", loss)
+    first = torch.load(tmp_path / "stopped" / f"{name}.pt", weights_only=True)
+    resumed = run("stopped")
+
+    assert (first["step"], resumed["step"], unbroken["step"]) == (2, 4, 4)
+    for a, b in zip(unbroken["modules"], resumed["modules"], strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert all(torch.equal(a, b) for a, b in zip(unbroken["average"], resumed["average"], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first["average"], resumed["average"], strict=True))
+
+
+def test_resuming_restores_both_random_states(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
+
+    def run(label, stop=None):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+        drawn = []
+
+        def loss(step, generator):
+            if step == stop:
+                raise Stopped
+            drawn.append(torch.randn(8, 3, generator=generator))
+            return {"loss": (model(drawn[-1]) - 1).square().mean()}
+
+        training.train("line", [model], loss, Recipe(steps=6, peak_rate=0.1, warmup=1), tmp_path / label)
+        assert not model.training
+        return drawn, model
+
+    drawn, model = run("unbroken")
+    with pytest.raises(Stopped):
+        run("stopped", stop=5)
+    resumed_drawn, resumed = run("stopped")
+    assert torch.equal(torch.stack(drawn[4:]), torch.stack(resumed_drawn))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    layer = torch.nn.Linear(3, 1)
+    steps = []
+
+    def loss(step, generator):
+        steps.append(step)
+        return {"loss": (layer(torch.randn(8, 3, generator=generator)) - 1).square().mean()}
+
+    training.train("line", [layer], loss, RECIPE, tmp_path)
+    weights = layer.weight.clone()
+    torch.nn.init.zeros_(layer.weight)
+    training.train("line", [layer], loss, RECIPE, tmp_path)
+    assert steps == [0, 1, 2]
+    assert torch.equal(layer.weight, weights)
+    assert (tmp_path / "line.log").read_text().count("step 3 ") == 1
+
+
+def test_training_finds_the_minimum(tmp_path):
+    torch.manual_seed(0)
+    layer, truth = torch.nn.Linear(3, 1), torch.tensor([[1.0, -2.0, 0.5]])
+
+    def loss(step, generator):
+        x = torch.randn(16, 3, generator=generator)
+        return {"loss": (layer(x) - x @ truth.T).square().mean()}
+
+    training.train("line", [layer], loss, Recipe(steps=300, peak_rate=0.1, warmup=10, ema=0.9), tmp_path)
+    torch.testing.assert_close(layer.weight.detach(), truth, atol=0.02, rtol=0)
+
+
+def test_the_rate_warms_up_and_ends_at_the_floor():
+    recipe = Recipe(steps=100, peak_rate=2.0, warmup=10, floor=0.1)
+    rates = [recipe.rate(step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.2, rel=0.01)
+    assert max(rates) == rates[9]
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[100] == pytest.approx(0.2)
+
+
+def test_noise_follows_the_scheduler_and_v_gives_both_back():
+    from diffusers import DDIMScheduler
+
+    alpha_bar = training.alpha_bars()
+    torch.testing.assert_close(alpha_bar, DDIMScheduler(**training.SCHEDULER).alphas_cumprod, atol=1e-6, rtol=1e-4)
+    clean, noise, t = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 500, 999])
+    noised, v = training.add_noise(clean, t, noise, alpha_bar)
+    a = alpha_bar[t].view(3, 1, 1, 1)
+    torch.testing.assert_close(a.sqrt() * noised - (1 - a).sqrt() * v, clean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close((1 - a).sqrt() * noised + a.sqrt() * v, noise, atol=1e-5, rtol=1e-4)
+
+
+def test_timesteps_come_one_from_each_part_of_the_range():
+    t = training.stratified_timesteps(20, torch.Generator().manual_seed(0))
+    assert sorted((t // 50).tolist()) == list(range(20))
+    assert t.tolist() != sorted(t.tolist())
+
+
+def test_sprites_weigh_more_at_first_and_the_same_at_last():
+    cells = torch.zeros(2, 1, 16, 16)
+    cells[:, :, :4, :4] = 1
+    first, last = train.sprite_weight(cells, 0, 100), train.sprite_weight(cells, 70, 100)
+    assert first[0, 0, 0, 0] / first[0, 0, -1, -1] == 5
+    assert first.mean() == pytest.approx(1)
+    assert torch.equal(last, torch.ones_like(last))
