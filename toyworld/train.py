@@ -12,6 +12,7 @@ diffusers folders in fp16, their logs to `toyworld/logs`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import shutil
 from dataclasses import replace
@@ -165,8 +166,10 @@ def training_set(out: Path, runs: Path, clips: int = CLIPS) -> tuple[Tensor, Ten
     batches = [world.draw(100, generator) for _ in range(math.ceil(clips / 100))]
     cells = torch.cat([F.max_pool2d(world.sprite_alpha(b), 4) > 0.3 for b in batches])
     sentences = [s for b in batches for s in world.captions(b)]
-    cache = runs / f"latents-{clips}.pt"
+    vae_id = hashlib.sha256((out / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:8]
+    cache = runs / f"latents-{clips}-{vae_id}.pt"
     if not cache.exists():
+        runs.mkdir(parents=True, exist_ok=True)
         vae = AutoencoderKL.from_pretrained(out / "vae").eval()
         torch.save(torch.cat([encode(vae, world.render(b)[0]).half() for b in batches]), cache)
     return torch.load(cache, weights_only=True), cells, sentences
@@ -328,6 +331,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=CLIPS, help="size of the training set")
     parser.add_argument("--runs", type=Path, default=HERE / "runs", help="checkpoints and caches")
     parser.add_argument("--out", type=Path, default=HERE / "weights", help="finished models")
+    parser.add_argument("--logs", type=Path, default=HERE / "logs", help="logs of finished runs")
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.model]
     if arguments.steps:
@@ -336,6 +340,8 @@ def main() -> None:
     if arguments.model != "vae":
         model = partial(model, clips=arguments.clips)
     model(recipe, arguments.runs, arguments.out)
+    arguments.logs.mkdir(parents=True, exist_ok=True)
+    shutil.copy(arguments.runs / f"{arguments.model}.log", arguments.logs)
 
 
 if __name__ == "__main__":

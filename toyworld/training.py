@@ -93,6 +93,9 @@ def train(name: str, modules: Iterable[nn.Module], loss: Loss, recipe: Recipe, f
     Args:
         loss: returns the value to minimise under "loss"; its other entries are logged with it, as running means.
         folder: holds `<name>.pt`, from which a stopped run goes on, and `<name>.log`.
+
+    Raises:
+        ValueError: the checkpoint in `folder` belongs to another recipe.
     """
     modules = list(modules)
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
@@ -103,7 +106,7 @@ def train(name: str, modules: Iterable[nn.Module], loss: Loss, recipe: Recipe, f
     checkpoint, log = folder / f"{name}.pt", folder / f"{name}.log"
     first, seconds = 0, 0.0
     if checkpoint.exists():
-        first, seconds = _restore(checkpoint, modules, optimizer, average, generator)
+        first, seconds = _restore(checkpoint, recipe, modules, optimizer, average, generator)
     else:
         log.write_text(f"# {name}: {recipe}, {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters\n")
     for module in modules:
@@ -126,15 +129,16 @@ def train(name: str, modules: Iterable[nn.Module], loss: Loss, recipe: Recipe, f
             with log.open("a") as stream:
                 stream.write(line + "\n")
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
-            _save(checkpoint, step + 1, seconds, modules, optimizer, average, generator)
+            _save(checkpoint, recipe, step + 1, seconds, modules, optimizer, average, generator)
     if recipe.ema:
         average.write_back()
     for module in modules:
         module.eval()
 
 
-def _save(path, step, seconds, modules, optimizer, average, generator) -> None:
+def _save(path, recipe, step, seconds, modules, optimizer, average, generator) -> None:
     state = {
+        "recipe": str(recipe),
         "step": step,
         "seconds": seconds,
         "modules": [m.state_dict() for m in modules],
@@ -149,8 +153,10 @@ def _save(path, step, seconds, modules, optimizer, average, generator) -> None:
     partial.replace(path)  # a run that is killed while saving keeps its previous checkpoint
 
 
-def _restore(path, modules, optimizer, average, generator) -> tuple[int, float]:
+def _restore(path, recipe, modules, optimizer, average, generator) -> tuple[int, float]:
     state = torch.load(path, weights_only=True)
+    if state["recipe"] != str(recipe):
+        raise ValueError(f"{path} was made by {state['recipe']}, not by {recipe}: delete it to start anew")
     for module, weights in zip(modules, state["modules"]):
         module.load_state_dict(weights)
     optimizer.load_state_dict(state["optimizer"])
