@@ -50,7 +50,7 @@ def attention_map(
                 return attention_map_fused(q, k, scale)
 
 
-MAX_HEAD = 256
+MAX_HEAD = 160
 
 
 def obstacle(q: Tensor, k: Tensor) -> str | None:

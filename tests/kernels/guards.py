@@ -6,10 +6,12 @@
 Inputs stand between bands of NaN, so a load without its mask poisons the result. While the `with` is open, whatever
 `torch.empty`, `zeros`, `full` (and their `_like`) hand out, outputs and internal buffers alike, stands between bands
 too, and `empty` starts as NaN, so a part that is read before it is written shows. On leaving, every band must hold
-the bit pattern it started with and every input its values: a store out of place fails even if it stored NaN.
+the bit pattern it started with and every input its values: a store out of place fails even if it stored NaN. In
+Triton's interpreter every address is checked as well, so a load from a band fails even if nothing comes of it.
 """
 
 import math
+import os
 from unittest.mock import patch
 
 import torch
@@ -34,6 +36,7 @@ class Guards:
     def __init__(self):
         self._fenced = []  # (name, whole buffer, elements inside)
         self._inputs = []  # (fenced input, its values)
+        self._strayed = []  # what the interpreter saw reach into a band
 
     def input(self, x: torch.Tensor) -> torch.Tensor:
         view = self._fence("an input", x.shape, x.dtype, x.device)
@@ -55,9 +58,39 @@ class Guards:
         names = ("empty", "zeros", "full", "empty_like", "zeros_like", "full_like")
         self._real = {name: getattr(torch, name) for name in names}
         self._patches = [patch.object(torch, name, self._replacement(name)) for name in names]
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            self._patches += self._address_checks()
         for p in self._patches:
             p.start()
         return self
+
+    def _address_checks(self):
+        from triton.runtime.interpreter import InterpreterBuilder
+
+        def checked(name, mask_at):
+            real = getattr(InterpreterBuilder, name)
+
+            def access(builder, *args):
+                self._check_addresses(name, args[0].data[args[mask_at].data.astype(bool)])
+                return real(builder, *args)
+
+            return patch.object(InterpreterBuilder, name, access)
+
+        return [checked("create_masked_load", 1), checked("create_masked_store", 2)]
+
+    def _check_addresses(self, name, addresses):
+        if not addresses.size:
+            return
+        first, last = int(addresses.min()), int(addresses.max())
+        for what, whole, inside in self._fenced:
+            start, end = whole.data_ptr(), whole.data_ptr() + whole.nbytes
+            if last < start or first >= end:
+                continue
+            band = (whole.nbytes - inside * whole.element_size()) // 2
+            mine = addresses[(addresses >= start) & (addresses < end)]
+            low, high = start + band, end - band
+            if not ((mine >= low) & (mine < high)).all():
+                self._strayed.append(f"{name.removeprefix('create_masked_')} outside {what}")
 
     def _replacement(self, name):
         real = self._real[name]
@@ -76,6 +109,7 @@ class Guards:
             p.stop()
         if kind is not None:
             return
+        assert not self._strayed, f"the kernel reached out of bounds: {self._strayed[0]} ({len(self._strayed)} times)"
         for name, whole, inside in self._fenced:
             integer, bits = _BITS[whole.dtype]
             band = (whole.numel() - inside) // 2

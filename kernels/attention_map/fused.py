@@ -1,0 +1,147 @@
+"""Triton: head-mean softmax maps in two kernels, the rows' log-sum-exp first, then tiles of the mean.
+
+A mean over heads of exp(z - lse) does not factor, so the heads are a loop inside a tile and no per-head map is stored.
+Logits are kept in base 2 (`scale` carries log2 e): exp2 is the GPU's own exponential.
+`b_` is a block in registers, `o_` an offset vector; shapes stand above each block.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..dispatch import architecture, interpreted
+from ..specs import ARCHITECTURES, POINTER, Spec
+
+LOG2E = math.log2(math.e)
+
+
+@triton.jit
+def tile(x, o_r, R, D, start, WIDTH: tl.constexpr, UPCAST: tl.constexpr):
+    """[rows WIDTH] of x [R D] from column `start`, 0 beyond either end."""
+    o_d = start + tl.arange(0, WIDTH)
+    b_x = tl.load(x + o_r[:, None] * D + o_d[None, :], mask=(o_r[:, None] < R) & (o_d[None, :] < D), other=0.0)
+    if UPCAST:
+        b_x = b_x.to(tl.float32)
+    return b_x
+
+
+@triton.jit
+def logits(
+    x, y, o_x, o_y, X, Y, D, scale,
+    BX: tl.constexpr, BY: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """[BX BY] of scale x y', a few channels at a time: a whole head of 160 would spill."""
+    b_z = tl.zeros([BX, BY], dtype=tl.float32)
+    for d in range(0, D, BD):
+        b_x, b_y = tile(x, o_x, X, D, d, BD, UPCAST), tile(y, o_y, Y, D, d, BD, UPCAST)
+        b_z = tl.dot(b_x, tl.trans(b_y), b_z, input_precision=PRECISION)
+    return b_z * scale
+
+
+@triton.jit
+def lse_kernel(
+    q, k, lse, P, N, D, scale,
+    BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Base-2 log-sum-exp of every row of q [GH P D] against k [GH N D] into lse [GH P]. Grid: GH, P / BP."""
+    gh = tl.program_id(0).to(tl.int64)
+    o_p = tl.program_id(1) * BP + tl.arange(0, BP)
+    q += gh * P * D
+    k += gh * N * D
+    # [BP]
+    b_max = tl.full([BP], float("-inf"), dtype=tl.float32)
+    b_sum = tl.zeros([BP], dtype=tl.float32)
+    for start in range(0, N, BN):
+        o_n = start + tl.arange(0, BN)
+        # [BP BN]
+        b_z = logits(q, k, o_p, o_n, P, N, D, scale, BP, BN, BD, PRECISION, UPCAST)
+        b_z = tl.where(o_n[None, :] < N, b_z, float("-inf"))
+        b_new = tl.maximum(b_max, tl.max(b_z, 1))
+        b_sum = b_sum * tl.exp2(b_max - b_new) + tl.sum(tl.exp2(b_z - b_new[:, None]), 1)
+        b_max = b_new
+    tl.store(lse + gh * P + o_p, b_max + tl.log2(b_sum), mask=o_p < P)
+
+
+@triton.jit
+def map_kernel(
+    q, k, lse, out, H, P, N, D, scale,
+    BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """One tile of the head mean, out [G P N], from q [G H P D], k [G H N D]. Grid: P / BP, N / BN, G."""
+    g = tl.program_id(2).to(tl.int64)
+    o_p = tl.program_id(0) * BP + tl.arange(0, BP)
+    o_n = tl.program_id(1) * BN + tl.arange(0, BN)
+    # [BP BN]
+    b_out = tl.zeros([BP, BN], dtype=tl.float32)
+    for h in range(H):
+        gh = g * H + h
+        b_z = logits(q + gh * P * D, k + gh * N * D, o_p, o_n, P, N, D, scale, BP, BN, BD, PRECISION, UPCAST)
+        b_out += tl.exp2(b_z - tl.load(lse + gh * P + o_p, mask=o_p < P, other=0.0)[:, None])
+    o_out = (g * P + o_p)[:, None] * N + o_n[None, :]
+    tl.store(out + o_out, b_out / H, mask=(o_p[:, None] < P) & (o_n[None, :] < N))
+
+
+def dot_meta(size: int, dtype: torch.dtype, arch: str) -> dict:
+    """How every kernel here multiplies heads of `size` channels."""
+    return {
+        # 40 channels are 3 x 16, not 64: what is padded is multiplied too
+        "BD": 32 if size % 32 == 0 and dtype != torch.float32 else 16,
+        # three tf32 products are float32 but for the last bits, on tensor cores; AMD's multiply float32 as it is
+        "PRECISION": "tf32x3" if dtype == torch.float32 and arch.startswith("sm_") else "ieee",
+        # the interpreter multiplies bfloat16's bit patterns (Triton 3.4 to 3.9)
+        "UPCAST": interpreted() and dtype == torch.bfloat16,
+    }
+
+
+def config(size: int, dtype: torch.dtype, arch: str) -> tuple[dict, dict]:
+    """Meta-parameters of `lse_kernel` and of `map_kernel`."""
+    block = {**dot_meta(size, dtype, arch), "BP": 64, "BN": 64, "num_stages": 2}
+    return {**block, "num_warps": 8 if dtype == torch.float32 else 4}, {**block, "num_warps": 8}
+
+
+def lse(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Base-2 log-sum-exp [G H P] of contiguous q [G H P D] against k [G H N D]."""
+    (G, H, P, D), N = q.shape, k.shape[2]
+    out = torch.empty(G, H, P, dtype=torch.float32, device=q.device)
+    meta, _ = config(D, q.dtype, architecture(q))
+    lse_kernel[G * H, triton.cdiv(P, meta["BP"])](q, k, out, P, N, D, scale * LOG2E, **meta)
+    return out
+
+
+def mean_map(q: Tensor, k: Tensor, rows_lse: Tensor, scale: float, out: Tensor) -> None:
+    """The head-mean maps into contiguous out [G P N], from contiguous q, k and their `lse`."""
+    (G, H, P, D), N = q.shape, k.shape[2]
+    _, meta = config(D, q.dtype, architecture(q))
+    grid = triton.cdiv(P, meta["BP"]), triton.cdiv(N, meta["BN"]), G
+    map_kernel[grid](q, k, rows_lse, out, H, P, N, D, scale * LOG2E, **meta)
+
+
+def attention_map_fused(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    q, k = q.contiguous(), k.contiguous()
+    (G, _, P, _), N = q.shape, k.shape[2]
+    out = torch.empty(G, P, N, dtype=torch.float32, device=q.device)
+    mean_map(q, k, lse(q, k, scale), scale, out)
+    return out
+
+
+SIZES = (40, 64, 80, 160)  # head sizes of the models people run; 160 is the largest taken
+DTYPES = ("bfloat16", "float32")  # float16 compiles to what bfloat16 does
+_TYPES = {"lse": "*fp32", "P": "i32", "N": "i32", "D": "i32", "scale": "fp32"}
+SPECS = [
+    Spec(
+        (lse_kernel, map_kernel)[n],
+        arch,
+        f"D={size} {dtype}",
+        {"q": POINTER[dtype], "k": POINTER[dtype], **_TYPES, **({"out": "*fp32", "H": "i32"} if n else {})},
+        config(size, getattr(torch, dtype), arch)[n],
+    )
+    for n in (0, 1)
+    for arch in ARCHITECTURES
+    for dtype in DTYPES
+    for size in SIZES
+]
