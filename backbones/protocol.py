@@ -58,6 +58,7 @@ class Backbone(Protocol):
         """
         ...
 
-    def resident(self, part: Part) -> AbstractContextManager[None]:
-        """While it lasts, the part is on `device`, moved there by whoever manages memory."""
+    def resident(self, part: Part, cells: int = 0) -> AbstractContextManager[None]:
+        """While it lasts, the part is on `device`, with room to evaluate `cells` latent cells (rows x frames x h x w)
+        at once; moved there by whoever manages memory."""
         ...

@@ -35,8 +35,8 @@ def tapped(
         if rewriting:
             for site in sites:
                 layer = network.get_submodule(site.layer)
-                stack.callback(setattr, layer, "processor", layer.processor)
-                layer.processor = TappedAttention(site, grids[site.level], evaluation, rewriting)
+                stack.callback(layer.set_processor, layer.processor)
+                layer.set_processor(TappedAttention(site, grids[site.level], evaluation, rewriting))
         if reading:
             for block in blocks:
                 hook = _feature_hook(block, evaluation, reading)

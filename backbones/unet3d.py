@@ -138,9 +138,9 @@ class UNet3DBackbone:
         _, frames, _, h, w = latents.shape
         return {k: (frames, -(-h // 2**k), -(-w // 2**k)) for k in range(len(self.network.down_blocks))}
 
-    def resident(self, part: Part):
+    def resident(self, part: Part, cells: int = 0):
         module = {"network": self.network, "vae": self.vae, "text_encoder": self.text_encoder}[part]
-        return self.memory.resident(module)
+        return self.memory.resident(module, cells * parts.ACTIVATION_BYTES * module.dtype.itemsize)
 
 
 _LAYER = re.compile(

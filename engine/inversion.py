@@ -30,6 +30,7 @@ def invert(
     convention: Convention = "warm_start",
     evaluations: int = 1,
     plan: EditPlan = PLAIN,
+    budget: int = 8 * 2**30,
     monitor: Monitor = SILENT,
 ) -> Trajectory:
     """DDIM inversion of a clip under its own prompt, without guidance.
@@ -43,10 +44,12 @@ def invert(
             the sampler's step: one evaluation a step and one more at the start.
         evaluations: per step, for "warm_start"; more reconstruct better, but drift from the noise a model expects.
         plan: attention, feature and evaluation controls that shape the inversion too.
+        budget: bytes the trajectory may take in main memory.
         monitor: progress and cancel.
 
     Raises:
-        ValueError: bad latents, steps or convention, a prompt of another model, or latents that become NaN.
+        ValueError: bad latents, steps or convention, a prompt of another model, a trajectory over the budget, or
+            latents that become NaN.
     """
     if convention not in ("warm_start", "paper"):
         raise ValueError(f"no inversion convention '{convention}': want 'warm_start' or 'paper'")
@@ -61,6 +64,11 @@ def invert(
     z = backbone.scale(ordinary(latents)).to(backbone.device, torch.float32)
     if len(prompt.embedding) not in (1, len(z)):
         raise ValueError(f"the prompt has embeddings for {len(prompt.embedding)} frames, the clip has {len(z)}")
+    if (size := (steps + 1) * z.numel() * 4) > budget:
+        raise ValueError(
+            f"the trajectory would take {size / 2**30:.1f} GB and {budget / 2**30:.1f} GB are allowed: use fewer "
+            "frames or steps, or smaller frames"
+        )
     _require_finite(z, "the latents to invert hold NaN or infinity: check the frames and the VAE's precision")
     levels = [z.cpu()]
     output = None
@@ -71,7 +79,7 @@ def invert(
         call = Evaluation(x[None], schedule.label(level), (prompt,), ("source",), index)
         return evaluate_with(backbone, call, plan)[0]
 
-    with backbone.resident("network"):
+    with backbone.resident("network", z[:, 0].numel()):
         for level in range(1, schedule.steps + 1):
             if convention == "paper":
                 output = evaluate(z, level)

@@ -101,6 +101,7 @@ class Control:
     """One change to a run. A method subclasses this and overrides only the seams it acts at; these do nothing."""
 
     needs_source: ClassVar[bool] = False  # run the source as one more row beside the edit
+    rows_worth: ClassVar[int] = 0  # memory of its own passes, in rows evaluated without gradients
 
     def attention(self, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
         """Rewrite one attention call; `attend(q, k, v)` is the unmodified one."""

@@ -53,7 +53,9 @@ def edit(
         control.check(trajectory, backbone)
     schedule = trajectory.schedule
     z = trajectory.latents[-1].to(backbone.device, torch.float32)
-    with backbone.resident("network"):
+    rows = (guidance != 1) + 1 + any(c.needs_source for c in plan.controls)
+    cells = z[:, 0].numel() * max(rows, *(c.rows_worth for c in plan.controls), 0)
+    with backbone.resident("network", cells):
         for index, level in enumerate(range(schedule.steps, 0, -1)):
             step = Step(z, level, index, schedule.steps, trajectory, positive, negative, backbone, monitor, seed)
             for control in plan.acting_at("before_step"):
