@@ -1,0 +1,34 @@
+# Everything runs in .venv, which the first call makes. Another Python: make test PYTHON=python3.11
+PYTHON ?= python3
+RUN := .venv/bin/python -m
+
+.PHONY: help demo test lint environment train clean
+
+help:
+	@echo "make demo    edit the shipped clip in ComfyUI and hold the result against the truth (output/demo)"
+	@echo "make test    lint and every test, in ComfyUI too where it is found"
+	@echo "make lint    ruff alone"
+	@echo "make train   train the toy world's models anew (hours without a GPU; goes on where it stopped)"
+	@echo "make clean   remove .venv, a ComfyUI cloned by us, and outputs"
+
+demo: environment
+	@$(RUN) weft.headless.demo
+
+test: lint
+	$(RUN) pytest
+
+lint: environment
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+environment:
+	@$(PYTHON) -m weft.headless.environment
+
+train: environment
+	$(RUN) weft.toyworld.train vae
+	$(RUN) weft.toyworld.train image
+	$(RUN) weft.toyworld.train video
+	$(RUN) weft.toyworld.train instruct
+
+clean:
+	rm -rf .venv .comfy output .pytest_cache .ruff_cache

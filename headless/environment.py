@@ -1,0 +1,120 @@
+"""Makes `.venv` with all that the demo and the tests need. A second call finds nothing to do.
+
+    python3 -m weft.headless.environment    # from the pack's folder; standard library only
+
+It holds the pack's requirements, pytest, ruff and Triton and, where ComfyUI is found or can be cloned, ComfyUI's own
+requirements, so that one interpreter runs everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .comfyui import ROOT, clone_comfyui, find_comfyui
+
+VENV = ROOT / ".venv"
+TORCH, TORCHVISION = "2.13.0", "0.28.0"  # a pair: each torchvision fits one torch, and neither may be replaced later
+TRITON = "3.7.1"
+TOOLS = ("pytest", "ruff")
+REQUIREMENTS = ROOT / "requirements.txt"
+SHIM = Path(__file__).with_name("torchvision_cpu_ops.py")
+UNUSED_BY_US = ("torch", "torchvision", "torchaudio")  # of ComfyUI's: two are pinned above, audio it starts without
+FORGOTTEN_BY_COMFYUI = ("requests",)
+
+
+def prepare(torch: str = TORCH, torchvision: str = TORCHVISION) -> None:
+    """Makes or completes `.venv`.
+
+    Raises:
+        subprocess.CalledProcessError: pip failed; its own words are on the screen.
+        ValueError: `COMFYUI_PATH` is wrong.
+    """
+    stamp = VENV / "weft.stamp"
+    comfyui = find_comfyui()
+    if stamp.exists() and stamp.read_text() == _fingerprint(comfyui, torch, torchvision):
+        return
+    start = time.monotonic()
+    if comfyui is None:
+        _say("no ComfyUI here: cloning it")
+        problem = clone_comfyui()
+        comfyui = find_comfyui()
+        if problem:
+            _say(f"ComfyUI cannot be had ({problem}): going on without it; set COMFYUI_PATH or `make clean` to retry")
+    _say(f"making .venv with torch {torch}; once, and it takes a few minutes")
+    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    python = interpreter()
+    # torch goes first and alone, so that nothing that follows can choose another.
+    _pip(python, f"torch=={torch}", f"torchvision=={torchvision}")
+    _pip(python, f"torch=={torch}", f"torchvision=={torchvision}", "-r", str(REQUIREMENTS), *TOOLS)
+    if not _imports(python, "triton") and (platform.system(), platform.machine()) == ("Linux", "x86_64"):
+        _pip(python, f"triton=={TRITON}")  # a CUDA torch brings its own
+    if comfyui is not None:
+        _say(f"adding the requirements of ComfyUI in {comfyui}")
+        _pip(python, f"torch=={torch}", *comfyui_requirements(comfyui), *FORGOTTEN_BY_COMFYUI)
+    if not _imports(python, "torchvision"):
+        _install_shim(python)
+    stamp.write_text(_fingerprint(comfyui, torch, torchvision))
+    _say(f".venv is ready after {time.monotonic() - start:.0f} s")
+
+
+def interpreter() -> Path:
+    """The Python of `.venv`."""
+    return VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def comfyui_requirements(comfyui: Path) -> list[str]:
+    """What ComfyUI asks for, less torch and its kin."""
+    lines = (line.split("#")[0].strip() for line in (comfyui / "requirements.txt").read_text().splitlines())
+    return [line for line in lines if line and re.split(r"[\s<>=!~\[;]", line)[0].lower() not in UNUSED_BY_US]
+
+
+def _fingerprint(comfyui: Path | None, torch: str, torchvision: str) -> str:
+    parts = [torch, torchvision, TRITON, *TOOLS, REQUIREMENTS.read_text(), SHIM.read_text()]
+    parts += comfyui_requirements(comfyui) if comfyui else []
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _pip(python: Path, *packages: str) -> None:
+    subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *packages], check=True)
+
+
+def _imports(python: Path, module: str) -> bool:
+    return subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0
+
+
+def _install_shim(python: Path) -> None:
+    where = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    found = subprocess.run([python, "-c", where], check=True, capture_output=True, text=True)
+    packages = Path(found.stdout.strip())
+    shutil.copy(SHIM, packages / SHIM.name)
+    (packages / "torchvision_cpu_ops.pth").write_text(f"import {SHIM.stem}\n")
+    _say("torchvision has no C++ part that fits this torch: taught it to be imported without")
+    if not _imports(python, "torchvision"):
+        raise RuntimeError(f"torchvision cannot be imported: try `{python} -c 'import torchvision'`")
+
+
+def _say(text: str) -> None:
+    print(f"weft: {text}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch", default=TORCH, help="version of torch (default: %(default)s)")
+    parser.add_argument("--torchvision", default=TORCHVISION, help="the version that fits it (default: %(default)s)")
+    options = parser.parse_args()
+    try:
+        prepare(options.torch, options.torchvision)
+    except (subprocess.CalledProcessError, ValueError, RuntimeError) as error:
+        sys.exit(f"weft: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The stages of an STR-Match workflow without ComfyUI: the same numbers, read from the same API file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ..backbones.loading import load_backbone
+from ..engine.inversion import invert
+from ..engine.monitor import Monitor
+from ..engine.nouns import PLAIN
+from ..engine.sampling import edit
+from ..methods.str_match import str_latent_optimizer
+from .comfyui import ROOT
+from .graph import Graph, find_node, is_link
+
+Steps = Callable[[str, int, int], None]  # what is done, so many steps, of so many
+
+
+class StepMonitor(Monitor):
+    """Passes progress on, with the name of the stage."""
+
+    def __init__(self, stage: str, steps: Steps):
+        self.stage, self.steps = stage, steps
+
+    def progress(self, done: int, total: int, preview: Tensor | None = None) -> None:
+        self.steps(self.stage, done, total)
+
+
+def edits(graph: Graph, frames: Tensor, strengths: Sequence[float], steps: Steps) -> Iterator[Tensor]:
+    """One edited clip [F, H, W, 3] for each strength, from one inversion.
+
+    Args:
+        graph: load, encode, invert, one STR-Match optimizer, sample, decode; models of the toy world only.
+        frames: the source clip [F, H, W, 3] in 0..1.
+    """
+    model = settings(graph, "WeftLoadModel")
+    folder = ROOT / "toyworld" / "weights" / Path(model["model"]).name
+    backbone = load_backbone(folder, name=model["model"], dtype=model["dtype"])
+    source, target = (backbone.embed(text) for text in prompts(graph))
+    inversion, sampler = settings(graph, "WeftDDIMInversion"), settings(graph, "WeftEditSampler")
+    monitor = StepMonitor("invert", steps)
+    trajectory = invert(backbone, backbone.encode(frames), source, **inversion, monitor=monitor)
+    for strength in strengths:
+        plan = str_latent_optimizer(PLAIN, **{**settings(graph, "WeftSTRLatentOptimizer"), "strength": strength})
+        monitor = StepMonitor(f"edit at strength {strength:g}", steps)
+        numbers = {"guidance": sampler["cfg"], "seed": sampler["seed"]}
+        yield backbone.decode(edit(backbone, trajectory, target, plan=plan, **numbers, monitor=monitor))
+
+
+def prompts(graph: Graph) -> tuple[str, str]:
+    """(source, target) texts of a workflow."""
+    wires = (("WeftDDIMInversion", "source_prompt"), ("WeftEditSampler", "positive"))
+    source, target = (graph[graph[find_node(graph, node)]["inputs"][name][0]] for node, name in wires)
+    return source["inputs"]["text"], target["inputs"]["text"]
+
+
+def settings(graph: Graph, node: str) -> dict:
+    """The unwired inputs of the one node of a class."""
+    inputs = graph[find_node(graph, node)]["inputs"]
+    return {name: value for name, value in inputs.items() if not is_link(value)}
