@@ -1,6 +1,21 @@
 """Operators that never hold what they only pass through. Each has a reference, a chunked torch and a Triton form."""
 
 from .attention_map import attention_map
+from .em import em_attention, em_bases, em_step, em_values
+from .gather_attention import gather_attention
 from .str_loss import reduce_rows, str_loss, str_rows, str_score
+from .windowed_topk import windowed_topk
 
-__all__ = ["attention_map", "reduce_rows", "str_loss", "str_rows", "str_score"]
+__all__ = [
+    "attention_map",
+    "em_attention",
+    "em_bases",
+    "em_step",
+    "em_values",
+    "gather_attention",
+    "reduce_rows",
+    "str_loss",
+    "str_rows",
+    "str_score",
+    "windowed_topk",
+]

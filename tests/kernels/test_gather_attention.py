@@ -73,7 +73,7 @@ def test_order_does_not_matter_and_repetition_counts(backend):
 
 @CHECKED
 def test_merged_tokens_count_once(backend):
-    """A list [a, b, c] with a and b merged is attention to {mean(a, b), c}, as in COVE: no term for the group's size."""
+    """A list [a, b, c] with a, b merged is attention to {mean(a, b), c}, as in COVE: no term for the group's size."""
     q, k, v, _ = inputs(tokens=4)
     merge = torch.tensor([0, 0, 1, 2])  # tokens 0 and 1 of four became one
     k3, v3 = (torch.stack([x[:, :2].mean(1), x[:, 2], x[:, 3]], dim=1) for x in (k, v))

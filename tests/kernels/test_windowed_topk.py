@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ def unit(*shape, dtype=torch.float64):
 def brute_force(features, height, width, window, k, direction):
     """COVE's equations in loops: score the tokens of the window, sort, keep k."""
     frames, reach = features.tolist(), window // 2
-    pairs = list(zip(frames[:-1], frames[1:]))
+    pairs = list(itertools.pairwise(frames))
     if direction == "backward":
         pairs = [(b, a) for a, b in pairs]
     index, similarity = [], []
