@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable
 
 import torch
@@ -15,13 +16,14 @@ ACTIVATION_BYTES = 10_486  # a latent cell and byte of precision: what ComfyUI r
 
 
 def fingerprint(*modules: nn.Module) -> str:
-    """12 hex digits from the shapes and a few values of every tensor: weights that differ give another."""
+    """12 hex digits from the name, shape and every value of every tensor: weights that differ give another."""
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in module.state_dict().items():
-            flat = tensor.detach().flatten()
-            some = flat[:: max(1, flat.numel() // 16)][:16].float().cpu()
-            digest.update(f"{name}{list(tensor.shape)}".encode() + some.numpy().tobytes())
+            checksum = 0
+            for part in tensor.detach().flatten().split(2**20):
+                checksum = zlib.crc32(part.float().cpu().numpy(), checksum)
+            digest.update(f"{name}{list(tensor.shape)}{checksum}".encode())
     return digest.hexdigest()[:12]
 
 
@@ -58,7 +60,7 @@ def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
     """DDIM steps for whatever betas, spacing, offset and prediction type a `scheduler_config.json` states.
 
     Consecutive timesteps are the levels. diffusers instead goes back by 1000 // steps from each, which is the same
-    for "leading" spacing and up to one timestep off for "trailing" and "linspace".
+    for "leading" spacing, up to one timestep off for "trailing", and more for "linspace" in few steps.
 
     Raises:
         ValueError: more steps than the model was trained with, or a prediction type that is not supported.
@@ -70,7 +72,8 @@ def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
     if not 1 <= steps <= trained:
         raise ValueError(f"want 1 to {trained} steps, the noise levels this model was trained with; got {steps}")
     scheduler.set_timesteps(steps)
-    timesteps = [min(int(t), trained - 1) for t in scheduler.timesteps.flip(0)]
+    # For some numbers of steps (61, 103, ...) rounding makes "trailing" append a timestep -1.
+    timesteps = [min(int(t), trained - 1) for t in scheduler.timesteps[:steps].flip(0)]
     alpha_bar = scheduler.alphas_cumprod.double()
     levels = [float(scheduler.final_alpha_cumprod), *alpha_bar[timesteps].tolist()]
     return Schedule.from_alpha_bar(timesteps, levels, scheduler.config.prediction_type)

@@ -14,6 +14,7 @@ from .protocol import Backbone
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+PARTS = ("unet", "vae", "text_encoder", "tokenizer")
 
 
 @torch.inference_mode(False)
@@ -40,30 +41,36 @@ def load_backbone(
     folder = Path(folder)
     if dtype not in DTYPES:
         raise ValueError(f"no dtype '{dtype}': want one of {', '.join(DTYPES)}")
-    index = _read_json(folder / "model_index.json", "a diffusers model folder has one")
-    family = index.get("unet", index.get("transformer", ["", "none"]))[1]
+    classes = _read_index(folder)
+    family = classes.get("unet", classes.get("transformer"))
     if family not in _FAMILIES:
         raise ValueError(
             f"'{folder.name}' holds a {family}, which is not supported yet: want one of {', '.join(_FAMILIES)}"
         )
+    if missing := [part for part in PARTS if part not in classes or not (folder / part).is_dir()]:
+        raise ValueError(f"'{folder.name}' has no {' and no '.join(missing)}: is the download complete?")
     for part in ("unet", "vae", "text_encoder"):
         _require_readable_weights(folder / part)
     memory = memory or PlainMemory()
     kind = memory.default_dtype() if dtype == "auto" else getattr(torch, dtype)
-    return _FAMILIES[family](folder, name or folder.name, index, kind, memory, check)
+    return _FAMILIES[family](folder, name or folder.name, classes, kind, memory, check)
 
 
-def _load_unet3d(folder: Path, name: str, index: dict, dtype: torch.dtype, memory: Memory, check) -> Backbone:
+def _load_unet3d(folder: Path, name: str, classes: dict, dtype: torch.dtype, memory: Memory, check) -> Backbone:
+    import diffusers
+    import transformers
+
     from .unet3d import UNet3DBackbone
 
-    network, vae = _diffusers(folder / "unet", index["unet"][1]), _diffusers(folder / "vae", index["vae"][1])
-    encoder = _transformers(folder / "text_encoder", index["text_encoder"][1])
-    tokenizer = _tokenizer(folder / "tokenizer", index["tokenizer"][1])
+    network = _module(diffusers, classes["unet"], folder / "unet", torch_dtype=dtype)
+    vae = _module(diffusers, classes["vae"], folder / "vae", torch_dtype=torch.float32)
+    encoder = _module(transformers, classes["text_encoder"], folder / "text_encoder")
+    tokenizer = _loaded(folder / "tokenizer", transformers, classes["tokenizer"])
     return UNet3DBackbone(
         name,
-        _frozen(network, dtype),
-        _frozen(vae, torch.float32),
-        _frozen(encoder, dtype),
+        network,
+        vae,
+        encoder.to(dtype=dtype),
         tokenizer,
         _read_json(folder / "scheduler" / "scheduler_config.json", "it states the noise levels"),
         memory,
@@ -74,41 +81,34 @@ def _load_unet3d(folder: Path, name: str, index: dict, dtype: torch.dtype, memor
 _FAMILIES = {"UNet3DConditionModel": _load_unet3d}
 
 
-def _frozen(module, dtype: torch.dtype):
-    return module.eval().requires_grad_(False).to(dtype=dtype)
+def _module(library, kind: str, folder: Path, **options):
+    """A network with frozen weights, every one of them from its files."""
+    module, report = _loaded(folder, library, kind, variant=_variant(folder), output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"the weights in '{_name(folder)}' lack {len(missing)} of the tensors of a {kind}, {missing[0]} among "
+            "them: is it the file of another model?"
+        )
+    return module.eval().requires_grad_(False)
 
 
-def _diffusers(folder: Path, kind: str):
-    import diffusers
-
-    return _loaded(lambda: getattr(diffusers, kind).from_pretrained(folder, variant=_variant(folder)), folder)
-
-
-def _transformers(folder: Path, kind: str):
-    import transformers
-
-    return _loaded(lambda: getattr(transformers, kind).from_pretrained(folder, variant=_variant(folder)), folder)
-
-
-def _tokenizer(folder: Path, kind: str):
-    import transformers
-
-    return _loaded(lambda: getattr(transformers, kind).from_pretrained(folder), folder)
-
-
-def _loaded(load: Callable, folder: Path):
+def _loaded(folder: Path, library, kind: str, **options):
     try:
-        return load()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        return getattr(library, kind).from_pretrained(folder, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise  # ComfyUI frees memory and advises on this type alone
-        raise ValueError(f"cannot load '{folder.parent.name}/{folder.name}': {error}") from error
+        raise ValueError(f"cannot load '{_name(folder)}': {error}") from error
+
+
+def _name(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
 
 
 def _variant(folder: Path) -> str | None:
     """ "fp16" where a folder ships nothing else."""
     names = [p.name for p in _weight_files(folder)]
-    return "fp16" if names and all(".fp16." in n for n in names) else None
+    return "fp16" if names and all(".fp16" in n for n in names) else None
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -120,7 +120,7 @@ def _require_readable_weights(folder: Path) -> None:
     """Looks into every weights file before any is loaded, so that a bad one is named in plain words."""
     from safetensors import SafetensorError, safe_open
 
-    where = f"{folder.parent.name}/{folder.name}"
+    where = _name(folder)
     files = _weight_files(folder)
     if not files:
         raise ValueError(f"no weights in '{where}': want *.safetensors there, is the download complete?")
@@ -140,6 +140,15 @@ def _require_readable_weights(folder: Path) -> None:
                 f"'{where}/{file.name}' is truncated, or a pickle that holds more than tensors, and was not loaded: "
                 "use a safetensors version of this model"
             ) from error
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """The class of each part that `model_index.json` names."""
+    path = folder / "model_index.json"
+    entries = _read_json(path, "a diffusers model folder has one")
+    if not isinstance(entries, dict):
+        raise ValueError(f"'{path}' is not the index of a diffusers model")
+    return {part: entry[1] for part, entry in entries.items() if isinstance(entry, list) and len(entry) == 2}
 
 
 def _read_json(path: Path, why: str) -> dict:

@@ -108,7 +108,7 @@ class UNet3DBackbone:
                 "encode the frames with this model's VAE"
             )
         if len(latents) < 2:
-            raise ValueError("want a clip of at least 2 frames, got 1")
+            raise ValueError(f"want a clip of at least 2 frames, got {len(latents)}")
 
     @plain_torch
     def embed(self, text: str) -> Prompt:

@@ -35,3 +35,38 @@ def poisoned_memory(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A text-to-video diffusers folder with random weights. Copy it before changing anything in it."""
+    from weft.tests.tiny import make_folder
+
+    return make_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def _tiny(tiny_folder):
+    from weft.backbones.loading import load_backbone
+
+    return load_backbone(tiny_folder, dtype="float32", memory=_on_cpu())
+
+
+@pytest.fixture
+def tiny(_tiny):
+    """That folder loaded, shared by all tests; whatever a test does to it, it must be as before afterwards."""
+    before = _attached(_tiny.network)
+    yield _tiny
+    assert _attached(_tiny.network) == before, "a processor or a hook was left on the network"
+
+
+def _on_cpu():
+    from weft.backbones.memory import PlainMemory
+
+    return PlainMemory("cpu")
+
+
+def _attached(network):
+    """Everything a control may leave behind: attention processors and hooks, by identity."""
+    hooks = [list(m._forward_hooks) + list(m._forward_pre_hooks) for m in network.modules()]
+    return {name: id(p) for name, p in network.attn_processors.items()}, hooks

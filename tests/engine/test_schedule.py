@@ -1,0 +1,152 @@
+import pytest
+import torch
+
+from weft.backbones.diffusers_parts import make_schedule
+from weft.engine.schedule import Schedule
+from weft.tests.numerics import assert_close
+from weft.tests.tiny import SCHEDULER
+
+PREDICTIONS = ["epsilon", "v_prediction"]
+ZERO_SNR = {
+    "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "steps_offset": 0, "set_alpha_to_one": True,
+    "prediction_type": "v_prediction",
+}  # fmt: skip
+
+
+def diffusers_scheduler(steps, **changes):
+    """diffusers' own, with alphas in float64 so that both can be compared closely."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(**{**SCHEDULER, **changes})
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def latents(n=2):
+    return torch.randn(n, 3, 4, 2, 5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("to_one", [False, True])
+@pytest.mark.parametrize(
+    ("spacing", "offset", "steps"),
+    [("leading", 0, 1), ("leading", 0, 7), ("leading", 1, 30), ("leading", 1, 50), ("leading", 1, 500)]
+    + [("trailing", 0, 1), ("trailing", 0, 20), ("trailing", 0, 50), ("trailing", 0, 1000)],
+)
+def test_a_step_is_that_of_diffusers(spacing, offset, steps, to_one, prediction):
+    config = {"timestep_spacing": spacing, "steps_offset": offset, "set_alpha_to_one": to_one}
+    config["prediction_type"] = prediction
+    scheduler, schedule = diffusers_scheduler(steps, **config), make_schedule({**SCHEDULER, **config}, steps)
+    assert schedule.steps == steps
+    assert list(reversed(schedule.timesteps)) == scheduler.timesteps.tolist()
+    for level in {steps, steps // 2 + 1, min(2, steps), 1}:
+        z, output = latents()
+        want = scheduler.step(output, schedule.label(level), z, eta=0.0)
+        assert_close(schedule.step(z, output, level, level - 1), want.prev_sample)
+        clean, eps = schedule.split(z, output, level)
+        assert_close(clean, want.pred_original_sample)
+        assert_close(schedule.signal[level] * clean + schedule.noise[level] * eps, z)
+
+
+@pytest.mark.parametrize(("spacing", "steps", "off"), [("trailing", 30, 1), ("trailing", 7, 1), ("linspace", 50, 1)])
+def test_levels_are_consecutive_timesteps_where_diffusers_rounds(spacing, steps, off):
+    schedule = make_schedule({**SCHEDULER, "timestep_spacing": spacing}, steps)
+    alpha_bar = diffusers_scheduler(steps).alphas_cumprod
+    for level in range(1, steps + 1):
+        assert schedule.signal[level] == pytest.approx(alpha_bar[schedule.label(level)].item() ** 0.5, rel=1e-12)
+    stride = [b - a for a, b in zip(schedule.timesteps, schedule.timesteps[1:])]
+    assert len(set(stride)) == 2
+    assert all(abs(s - 1000 // steps) <= off for s in stride)
+
+
+@pytest.mark.parametrize("steps", [61, 103, 499, 769])
+def test_trailing_has_the_steps_it_was_asked_for(steps):
+    """For these numbers diffusers appends a timestep -1."""
+    schedule = make_schedule({**SCHEDULER, "timestep_spacing": "trailing", "set_alpha_to_one": True}, steps)
+    assert schedule.steps == steps
+    assert schedule.label(1) >= 0
+    assert schedule.label(steps) == 999
+    assert all(a > b for a, b in zip(schedule.signal, schedule.signal[1:]))
+
+
+@pytest.mark.parametrize("to_one", [False, True])
+def test_the_clean_level_is_what_the_config_says(to_one):
+    schedule = make_schedule({**SCHEDULER, "set_alpha_to_one": to_one}, 10)
+    assert schedule.signal[0] == (1 if to_one else pytest.approx((1 - 0.00085) ** 0.5))
+    assert len(schedule.signal) == len(schedule.noise) == 11
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_unstep_undoes_a_step_exactly(spacing, prediction):
+    schedule = make_schedule({**SCHEDULER, "timestep_spacing": spacing, "prediction_type": prediction}, 12)
+    for start in range(13):
+        for end in range(13):
+            z, output = latents()
+            there = schedule.step(z, output, start, end)
+            assert_close(schedule.unstep(there, output, start, end), z)
+
+
+def test_v_is_finite_from_pure_noise_to_clean():
+    schedule = make_schedule({**SCHEDULER, **ZERO_SNR}, 10)
+    assert schedule.signal[0] == 1
+    assert schedule.signal[-1] == 0
+    z, v = latents()
+    clean, eps = schedule.split(z, v, 10)
+    assert torch.equal(clean, -v)
+    assert torch.equal(eps, z)
+    clean, eps = schedule.split(z, v, 0)
+    assert torch.equal(clean, z)
+    assert torch.equal(eps, v)
+    for start, end in [(10, 9), (1, 0), (9, 10), (0, 1)]:
+        there = schedule.step(z, v, start, end)
+        assert there.isfinite().all()
+        assert_close(schedule.unstep(there, v, start, end), z)
+
+
+def test_v_knows_clean_and_noise_of_a_mixture():
+    schedule = make_schedule({**SCHEDULER, "prediction_type": "v_prediction"}, 10)
+    clean, eps = latents()
+    for level in (1, 5, 10):
+        s, n = schedule.signal[level], schedule.noise[level]
+        got = schedule.split(s * clean + n * eps, s * eps - n * clean, level)
+        assert_close(got[0], clean)
+        assert_close(got[1], eps)
+
+
+def test_a_step_that_forgets_the_latent_has_no_inverse():
+    schedule = make_schedule({**SCHEDULER, **ZERO_SNR}, 1)
+    with pytest.raises(ValueError, match="step from level 1 to 0 forgets the latent: invert with more steps"):
+        schedule.unstep(*latents(), 1, 0)
+
+
+def test_epsilon_cannot_start_from_pure_noise():
+    with pytest.raises(ValueError, match=r"predicts epsilon cannot start from pure noise \(alpha-bar 0\): use v"):
+        make_schedule({**SCHEDULER, **ZERO_SNR, "prediction_type": "epsilon"}, 10)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_too_few_and_too_many_steps_are_refused(steps):
+    with pytest.raises(ValueError, match=f"want 1 to 1000 steps, .* got {steps}"):
+        make_schedule(SCHEDULER, steps)
+
+
+def test_repeated_timesteps_are_refused():
+    with pytest.raises(ValueError, match=r"must rise without repeats, .*: use fewer steps"):
+        make_schedule(SCHEDULER, 1000)  # the offset of 1 would go over the last timestep
+    with pytest.raises(ValueError, match=r"must rise without repeats, got \(1, 1\)"):
+        Schedule.from_alpha_bar([1, 1], [1, 0.9, 0.8], "epsilon")
+
+
+def test_unknown_prediction_types_are_refused():
+    with pytest.raises(ValueError, match=r"'sample' is not supported: want one of \['epsilon', 'v_prediction'\]"):
+        make_schedule({**SCHEDULER, "prediction_type": "sample"}, 10)
+
+
+@pytest.mark.parametrize(("timesteps", "alpha_bar"), [([], [1.0]), ([1, 2], [1, 0.5]), ([1], [1, 0.5, 0.4])])
+def test_levels_and_timesteps_go_together(timesteps, alpha_bar):
+    want = f"want S >= 1 timesteps and S . 1 levels, got {len(timesteps)}, {len(alpha_bar)}, {len(alpha_bar)}"
+    with pytest.raises(ValueError, match=want):
+        Schedule.from_alpha_bar(timesteps, alpha_bar, "v_prediction")
