@@ -31,8 +31,9 @@ class Spec:
 
 
 def specs(op: str) -> list[Spec]:
-    """The specs of one operator. Imports Triton."""
-    return list(import_module(f".{op}.fused", __package__).SPECS)
+    """The specs of one operator, from all its fused*.py. Imports Triton."""
+    modules = sorted(path.stem for path in (Path(__file__).parent / op).glob("fused*.py"))
+    return [spec for name in modules for spec in import_module(f".{op}.{name}", __package__).SPECS]
 
 
 def fused_ops() -> list[str]:

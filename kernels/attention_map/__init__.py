@@ -47,7 +47,8 @@ def attention_map(
             case "triton":
                 from .fused import attention_map_fused
 
-                return attention_map_fused(q, k, scale)
+                with torch.cuda.device_of(q):
+                    return attention_map_fused(q, k, scale)
 
 
 MAX_HEAD = 160

@@ -21,7 +21,7 @@ LOG2E = math.log2(math.e)
 
 
 @triton.jit
-def tile(x, o_r, R, D, start, WIDTH: tl.constexpr, UPCAST: tl.constexpr):
+def tile(x, o_r, R, start, D: tl.constexpr, WIDTH: tl.constexpr, UPCAST: tl.constexpr):
     """[rows WIDTH] of x [R D] from column `start`, 0 beyond either end."""
     o_d = start + tl.arange(0, WIDTH)
     b_x = tl.load(x + o_r[:, None] * D + o_d[None, :], mask=(o_r[:, None] < R) & (o_d[None, :] < D), other=0.0)
@@ -32,21 +32,23 @@ def tile(x, o_r, R, D, start, WIDTH: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def logits(
-    x, y, o_x, o_y, X, Y, D, scale,
-    BX: tl.constexpr, BY: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    x, y, o_x, o_y, X, Y, scale,
+    D: tl.constexpr, BX: tl.constexpr, BY: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """[BX BY] of scale x y', a few channels at a time: a whole head of 160 would spill."""
     b_z = tl.zeros([BX, BY], dtype=tl.float32)
     for d in range(0, D, BD):
-        b_x, b_y = tile(x, o_x, X, D, d, BD, UPCAST), tile(y, o_y, Y, D, d, BD, UPCAST)
+        b_x, b_y = tile(x, o_x, X, d, D, BD, UPCAST), tile(y, o_y, Y, d, D, BD, UPCAST)
         b_z = tl.dot(b_x, tl.trans(b_y), b_z, input_precision=PRECISION)
     return b_z * scale
 
 
 @triton.jit
 def lse_kernel(
-    q, k, lse, P, N, D, scale,
-    BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    q, k, lse, P, N, scale,
+    D: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Base-2 log-sum-exp of every row of q [GH P D] against k [GH N D] into lse [GH P]. Grid: GH, P / BP."""
     gh = tl.program_id(0).to(tl.int64)
@@ -59,7 +61,7 @@ def lse_kernel(
     for start in range(0, N, BN):
         o_n = start + tl.arange(0, BN)
         # [BP BN]
-        b_z = logits(q, k, o_p, o_n, P, N, D, scale, BP, BN, BD, PRECISION, UPCAST)
+        b_z = logits(q, k, o_p, o_n, P, N, scale, D, BP, BN, BD, PRECISION, UPCAST)
         b_z = tl.where(o_n[None, :] < N, b_z, float("-inf"))
         b_new = tl.maximum(b_max, tl.max(b_z, 1))
         b_sum = b_sum * tl.exp2(b_max - b_new) + tl.sum(tl.exp2(b_z - b_new[:, None]), 1)
@@ -69,8 +71,9 @@ def lse_kernel(
 
 @triton.jit
 def map_kernel(
-    q, k, lse, out, H, P, N, D, scale,
-    BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    q, k, lse, out, H, P, N, scale,
+    D: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One tile of the head mean, out [G P N], from q [G H P D], k [G H N D]. Grid: P / BP, N / BN, G."""
     g = tl.program_id(2).to(tl.int64)
@@ -80,7 +83,7 @@ def map_kernel(
     b_out = tl.zeros([BP, BN], dtype=tl.float32)
     for h in range(H):
         gh = g * H + h
-        b_z = logits(q + gh * P * D, k + gh * N * D, o_p, o_n, P, N, D, scale, BP, BN, BD, PRECISION, UPCAST)
+        b_z = logits(q + gh * P * D, k + gh * N * D, o_p, o_n, P, N, scale, D, BP, BN, BD, PRECISION, UPCAST)
         b_out += tl.exp2(b_z - tl.load(lse + gh * P + o_p, mask=o_p < P, other=0.0)[:, None])
     o_out = (g * P + o_p)[:, None] * N + o_n[None, :]
     tl.store(out + o_out, b_out / H, mask=(o_p[:, None] < P) & (o_n[None, :] < N))
@@ -89,6 +92,7 @@ def map_kernel(
 def dot_meta(size: int, dtype: torch.dtype, arch: str) -> dict:
     """How every kernel here multiplies heads of `size` channels."""
     return {
+        "D": size,
         # 40 channels are 3 x 16, not 64: what is padded is multiplied too
         "BD": 32 if size % 32 == 0 and dtype != torch.float32 else 16,
         # three tf32 products are float32 but for the last bits, on tensor cores; AMD's multiply float32 as it is
@@ -109,7 +113,7 @@ def lse(q: Tensor, k: Tensor, scale: float) -> Tensor:
     (G, H, P, D), N = q.shape, k.shape[2]
     out = torch.empty(G, H, P, dtype=torch.float32, device=q.device)
     meta, _ = config(D, q.dtype, architecture(q))
-    lse_kernel[G * H, triton.cdiv(P, meta["BP"])](q, k, out, P, N, D, scale * LOG2E, **meta)
+    lse_kernel[G * H, triton.cdiv(P, meta["BP"])](q, k, out, P, N, scale * LOG2E, **meta)
     return out
 
 
@@ -118,7 +122,7 @@ def mean_map(q: Tensor, k: Tensor, rows_lse: Tensor, scale: float, out: Tensor) 
     (G, H, P, D), N = q.shape, k.shape[2]
     _, meta = config(D, q.dtype, architecture(q))
     grid = triton.cdiv(P, meta["BP"]), triton.cdiv(N, meta["BN"]), G
-    map_kernel[grid](q, k, rows_lse, out, H, P, N, D, scale * LOG2E, **meta)
+    map_kernel[grid](q, k, rows_lse, out, H, P, N, scale * LOG2E, **meta)
 
 
 def attention_map_fused(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -131,7 +135,7 @@ def attention_map_fused(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 SIZES = (40, 64, 80, 160)  # head sizes of the models people run; 160 is the largest taken
 DTYPES = ("bfloat16", "float32")  # float16 compiles to what bfloat16 does
-_TYPES = {"lse": "*fp32", "P": "i32", "N": "i32", "D": "i32", "scale": "fp32"}
+_TYPES = {"lse": "*fp32", "P": "i32", "N": "i32", "scale": "fp32"}
 SPECS = [
     Spec(
         (lse_kernel, map_kernel)[n],

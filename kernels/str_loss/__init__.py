@@ -132,7 +132,8 @@ def _rows(chosen: str, neighbours: int, scale: float, *sides: Tensor) -> Tensor:
         return Rows.apply(rows_chunked, rows_chunked_backward, neighbours, scale, *sides)
     from .fused import rows_fused, rows_fused_backward
 
-    return Rows.apply(rows_fused, rows_fused_backward, neighbours, scale, *sides)
+    with torch.cuda.device_of(sides[3]):  # Triton launches on the current device; autograd sets it for the backward
+        return Rows.apply(rows_fused, rows_fused_backward, neighbours, scale, *sides)
 
 
 def _obstacle(neighbours: int) -> str | None:

@@ -1,0 +1,164 @@
+"""Triton: from the gradient of one frame's head-mean map to that of its queries and keys.
+
+With P = softmax(z) of a head, dS the gradient of the mean over H heads and D(p) = sum over n of P dS / H,
+
+    dz = P (dS / H - D),    dq = scale dz k,    dk = scale dz' q.
+
+D needs a sweep of its own over the row (there is no shortcut through an attention output: a map has no values). dq owns
+rows and dk columns, so nothing is added atomically and the result is the same every time.
+
+dz is tiny, a product of two probabilities' worth of numbers, and float16 has no small numbers: it is multiplied by
+2 ** 14 over the frame's largest |dS| before it is rounded for the tensor cores, and the sum divided again.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..dispatch import architecture
+from ..specs import ARCHITECTURES, POINTER, Spec
+from .fused import DTYPES, LOG2E, SIZES, dot_meta, logits, tile
+
+
+@triton.jit
+def dq_kernel(
+    q, k, lse, ds, peak, dq, rowsum, H, N, scale, scale2,
+    D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """dq [H N D] and rowsum [H N] (the D above) from q, k [H N D], lse [H N], ds [N N]. Grid: N / BP, H."""
+    h = tl.program_id(1).to(tl.int64)
+    o_p = tl.program_id(0) * BP + tl.arange(0, BP)
+    q += h * N * D
+    k += h * N * D
+    b_lse = tl.load(lse + h * N + o_p, mask=o_p < N, other=0.0)
+    # [BP BN], offsets in 64 bits: a map can have more entries than 32 hold
+    p_ds = ds + o_p.to(tl.int64)[:, None] * N
+    b_d = tl.zeros([BP], dtype=tl.float32)
+    for start in range(0, N, BN):
+        o_n = start + tl.arange(0, BN)
+        inside = (o_p[:, None] < N) & (o_n[None, :] < N)
+        b_z = logits(q, k, o_p, o_n, N, N, scale2, D, BP, BN, BD, PRECISION, UPCAST)
+        b_ds = tl.load(p_ds + o_n[None, :], mask=inside, other=0.0)
+        b_d += tl.sum(tl.where(inside, tl.exp2(b_z - b_lse[:, None]) * b_ds, 0.0), 1) / H
+    tl.store(rowsum + h * N + o_p, b_d, mask=o_p < N)
+
+    b_peak = tl.load(peak)
+    stretch = 16384.0 / tl.where(b_peak > 0, b_peak, 16384.0)
+    # [BP D1], [BP D2]
+    b_dq1 = tl.zeros([BP, D1], dtype=tl.float32)
+    if D2 > 0:
+        b_dq2 = tl.zeros([BP, D2], dtype=tl.float32)
+    for start in range(0, N, BN):
+        o_n = start + tl.arange(0, BN)
+        inside = (o_p[:, None] < N) & (o_n[None, :] < N)
+        b_z = logits(q, k, o_p, o_n, N, N, scale2, D, BP, BN, BD, PRECISION, UPCAST)
+        b_ds = tl.load(p_ds + o_n[None, :], mask=inside, other=0.0)
+        b_dz = tl.where(inside, tl.exp2(b_z - b_lse[:, None]) * (b_ds / H - b_d[:, None]), 0.0) * stretch
+        b_k = tile(k, o_n, N, 0, D, D1, UPCAST)
+        b_dq1 = tl.dot(b_dz.to(b_k.dtype), b_k, b_dq1, input_precision=PRECISION)
+        if D2 > 0:
+            b_k = tile(k, o_n, N, D1, D, D2, UPCAST)
+            b_dq2 = tl.dot(b_dz.to(b_k.dtype), b_k, b_dq2, input_precision=PRECISION)
+    dq += h * N * D
+    o_d = tl.arange(0, D1)
+    stored = (o_p[:, None] < N) & (o_d[None, :] < D)
+    tl.store(dq + o_p[:, None] * D + o_d[None, :], b_dq1 * (scale / stretch), mask=stored)
+    if D2 > 0:
+        o_d = D1 + tl.arange(0, D2)
+        stored = (o_p[:, None] < N) & (o_d[None, :] < D)
+        tl.store(dq + o_p[:, None] * D + o_d[None, :], b_dq2 * (scale / stretch), mask=stored)
+
+
+@triton.jit
+def dk_kernel(
+    q, k, lse, ds, peak, dk, rowsum, H, N, scale, scale2,
+    D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """dk [H N D], with rowsum [H N] from `dq_kernel`. Tiles are transposed, [BN BP]. Grid: N / BN, H."""
+    h = tl.program_id(1).to(tl.int64)
+    o_n = tl.program_id(0) * BN + tl.arange(0, BN)
+    q += h * N * D
+    k += h * N * D
+    b_peak = tl.load(peak)
+    stretch = 16384.0 / tl.where(b_peak > 0, b_peak, 16384.0)
+    # [BN D1], [BN D2]
+    b_dk1 = tl.zeros([BN, D1], dtype=tl.float32)
+    if D2 > 0:
+        b_dk2 = tl.zeros([BN, D2], dtype=tl.float32)
+    for start in range(0, N, BP):
+        o_p = start + tl.arange(0, BP)
+        inside = (o_n[:, None] < N) & (o_p[None, :] < N)
+        # [BP]
+        b_lse = tl.load(lse + h * N + o_p, mask=o_p < N, other=0.0)
+        b_d = tl.load(rowsum + h * N + o_p, mask=o_p < N, other=0.0)
+        # [BN BP]
+        b_z = logits(k, q, o_n, o_p, N, N, scale2, D, BN, BP, BD, PRECISION, UPCAST)
+        b_ds = tl.load(ds + o_p.to(tl.int64)[None, :] * N + o_n[:, None], mask=inside, other=0.0)
+        b_dz = tl.where(inside, tl.exp2(b_z - b_lse[None, :]) * (b_ds / H - b_d[None, :]), 0.0) * stretch
+        b_q = tile(q, o_p, N, 0, D, D1, UPCAST)
+        b_dk1 = tl.dot(b_dz.to(b_q.dtype), b_q, b_dk1, input_precision=PRECISION)
+        if D2 > 0:
+            b_q = tile(q, o_p, N, D1, D, D2, UPCAST)
+            b_dk2 = tl.dot(b_dz.to(b_q.dtype), b_q, b_dk2, input_precision=PRECISION)
+    dk += h * N * D
+    o_d = tl.arange(0, D1)
+    stored = (o_n[:, None] < N) & (o_d[None, :] < D)
+    tl.store(dk + o_n[:, None] * D + o_d[None, :], b_dk1 * (scale / stretch), mask=stored)
+    if D2 > 0:
+        o_d = D1 + tl.arange(0, D2)
+        stored = (o_n[:, None] < N) & (o_d[None, :] < D)
+        tl.store(dk + o_n[:, None] * D + o_d[None, :], b_dk2 * (scale / stretch), mask=stored)
+
+
+def backward_config(size: int, dtype: torch.dtype, arch: str) -> tuple[dict, dict]:
+    """Meta-parameters of `dq_kernel` and of `dk_kernel`."""
+    first = max(16, 2 ** (size.bit_length() - 1))
+    rest = max(0, size - first)
+    # what is kept across the sweep is as wide as the head: 80 is 64 + 16, not 128
+    meta = {**dot_meta(size, dtype, arch), "D1": first, "D2": max(16, triton.next_power_of_2(rest)) if rest else 0}
+    meta |= {"num_warps": 8, "num_stages": 2}
+    # a program keeps `own` rows of its gradient and sweeps the other side in steps; wider ones spill
+    own, step = 64, 64
+    if dtype == torch.float32:
+        step = 16
+    elif size > 128 or meta["BD"] == 32:
+        step = 32
+    return {**meta, "BP": own, "BN": step}, {**meta, "BP": step, "BN": own}
+
+
+def mean_map_backward(
+    q: Tensor, k: Tensor, rows_lse: Tensor, ds: Tensor, peak: Tensor, scale: float, dq: Tensor, dk: Tensor
+):
+    """Into contiguous dq and dk [H N D]: the gradient through one frame's head-mean map.
+
+    Args:
+        q, k: [H N D] contiguous.  rows_lse: [H N], of `fused.lse`.
+        ds: [N N] float32, gradient of the map.  peak: [1] float32, its largest magnitude.
+    """
+    H, N, D = q.shape
+    meta_q, meta_k = backward_config(D, q.dtype, architecture(q))
+    rowsum = torch.empty(H, N, dtype=torch.float32, device=q.device)
+    numbers = H, N, scale, scale * LOG2E
+    dq_kernel[triton.cdiv(N, meta_q["BP"]), H](q, k, rows_lse, ds, peak, dq, rowsum, *numbers, **meta_q)
+    dk_kernel[triton.cdiv(N, meta_k["BN"]), H](q, k, rows_lse, ds, peak, dk, rowsum, *numbers, **meta_k)
+
+
+_TYPES = {**dict.fromkeys(("lse", "ds", "peak", "rowsum"), "*fp32"), "H": "i32", "N": "i32"}
+SPECS = [
+    Spec(
+        (dq_kernel, dk_kernel)[n],
+        arch,
+        f"D={size} {dtype}",
+        {**_TYPES, **dict.fromkeys(("q", "k", ("dq", "dk")[n]), POINTER[dtype]), "scale": "fp32", "scale2": "fp32"},
+        backward_config(size, getattr(torch, dtype), arch)[n],
+    )
+    for n in (0, 1)
+    for arch in ARCHITECTURES
+    for dtype in DTYPES
+    for size in SIZES
+]

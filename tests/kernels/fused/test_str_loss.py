@@ -1,0 +1,132 @@
+import pytest
+import torch
+
+from weft.kernels import str_loss
+from weft.kernels.attention_map import fused_backward
+from weft.kernels.str_loss import fused
+from weft.kernels.str_loss.reference import rows_reference
+from weft.tests.kernels.guards import Guards
+from weft.tests.kernels.mutants import fails, mutant
+from weft.tests.numerics import CLOSE, assert_close, assert_gradient
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SHAPES = [(2, 7, 1, 5, 1), (3, 33, 2, 24, 1), (2, 32, 1, 64, 2), (5, 19, 1, 40, 2)]  # F N H D neighbours
+
+
+def side(F, N, H, D, dtype):
+    q, k = 2 * torch.randn(2, F, H, N, D, device=DEVICE).to(dtype)
+    return q, k, torch.randn(N, F, F, device=DEVICE).softmax(-1)
+
+
+def check(module, shape=(4, 33, 1, 20, 1), dtype=torch.float32, size=1.0, wanted=(True, True)):
+    """Rows, and their gradient for an arbitrary loss, against autograd through the reference in float64."""
+    *dims, neighbours = shape
+    source, target = side(*dims, dtype), side(*dims, dtype)
+    grad = size * torch.randn(*target[2].shape[1:2], target[2].shape[0], 3, device=DEVICE)
+    exact = [x.double().requires_grad_() for x in target]
+    want = rows_reference([x.double() for x in source], exact, neighbours, 0.2)
+    (want * grad).sum().backward()
+    with Guards() as g:
+        fenced = [[g.input(x) for x in one] for one in (source, target)]
+        rows = module.rows_fused(*fenced, neighbours, 0.2)
+        *maps, dt = module.rows_fused_backward(*fenced, neighbours, 0.2, g.input(grad), *wanted)
+    assert_close(rows, want.detach(), torch.float32)
+    if wanted[0]:
+        for got, leaf in zip(maps, exact):
+            assert got.dtype == dtype
+            assert_gradient(got.double(), leaf.grad, limit=CLOSE[dtype][0])
+    if wanted[1]:
+        assert_gradient(dt.double(), exact[2].grad, limit=CLOSE[torch.float32][0])
+
+
+@pytest.mark.parametrize("again", range(3))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_fused_is_the_reference(shape, dtype, again):
+    check(fused, shape, dtype)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=["maps", "weights"])
+def test_only_what_is_wanted(wanted):
+    check(fused, SHAPES[1], wanted=wanted)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_float16_holds_small_and_large_gradients(size):
+    """What leaves is float16 too, so the inside must not be what loses it: D = 24 gives dq of about `size` / 100."""
+    check(fused, SHAPES[1], torch.bfloat16, size)
+    check(fused, SHAPES[1], torch.float16, size)
+
+
+@pytest.mark.parametrize("per_head", [False, True], ids=["mean", "per_head"])
+def test_the_loss_through_autograd(per_head):
+    sides = [*side(3, 17, 2, 16, torch.float32), *side(3, 17, 2, 16, torch.float32)]
+    if per_head:
+        sides[2], sides[5] = torch.randn(2, 2, 17, 3, 3, device=DEVICE).softmax(-1)
+    losses, grads = [], []
+    for backend in ("triton", "chunked"):
+        leaves = [x.clone().requires_grad_(n > 2) for n, x in enumerate(sides)]
+        loss, _ = str_loss(*leaves, per_head=per_head, backend=backend)
+        loss.backward()
+        losses.append(loss.detach())
+        grads.append([x.grad for x in leaves[3:]])
+    assert_close(*losses)
+    for got, want in zip(*grads):
+        assert_gradient(got, want, limit=CLOSE[torch.float32][0])
+
+
+def test_a_score_of_zero_gives_no_gradient():
+    sides = [*side(3, 7, 1, 16, torch.float16), *side(3, 7, 1, 16, torch.float16)]
+    sides[5] = torch.eye(3, device=DEVICE).expand(7, 3, 3)
+    leaves = [x.clone().requires_grad_(n > 2) for n, x in enumerate(sides)]
+    loss, _ = str_loss(*leaves, backend="triton")
+    loss.backward()
+    assert loss == 0
+    assert all((x.grad == 0).all() for x in leaves[3:])
+
+
+def test_what_the_kernels_cannot_do_is_refused():
+    sides = [*side(5, 7, 1, 16, torch.float32), *side(5, 7, 1, 16, torch.float32)]
+    with pytest.raises(ValueError, match="3 neighbours on each side are over 2"):
+        str_loss(*sides, neighbours=3, backend="triton")
+    with pytest.raises(ValueError, match="not float64"):
+        str_loss(*(x.double() for x in sides), backend="triton")
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a mutant reads outside its buffers")
+@pytest.mark.parametrize(
+    ("old", "new", "dies"),
+    [
+        ("# [BP BQ]\n", "# [BP BQ] \n", False),
+        ("ok = (j >= 0) & (j < F)\n            #", "ok = j < F\n            #", True),
+        ("inside = (o_p[:, None] < N) & (o_q[None, :] < N)\n    b_s,", "inside = o_p[:, None] < N\n    b_s,", True),
+        ("weight(t, j, i, o_q, ok, F, N)[None, :] * b_s_t", "weight(t, i, j, o_q, ok, F, N)[None, :] * b_s_t", True),
+        ("2 * b_bb[:, None]", "b_bb[:, None]", True),
+        ("* (b_g_t + b_h)", "* b_g_t", True),
+        ("Ring(*target, scale, 3 * R + 1)", "Ring(*target, scale, 2 * R + 1)", True),
+        ("(b_g + b_h_t) * b_near + b_h * b_s_t", "(b_g + b_h_t) * b_near", True),
+        ("slot = e + R - (e > 0)", "slot = e + R", True),
+    ],
+    ids=["control", "frames", "pixels", "algebra", "factor", "transpose", "ring", "weights", "slot"],
+)
+def test_the_checks_can_fail(old, new, dies, tmp_path):
+    assert fails(check, mutant(fused, old, new, tmp_path)) == dies
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a mutant reads outside its buffers")
+@pytest.mark.parametrize(
+    ("old", "new", "dies"),
+    [
+        ("# [BN BP]\n", "# [BN BP] \n", False),
+        ("- b_d[:, None]), 0.0)", "), 0.0)", True),
+        ("- b_d[None, :]), 0.0)", "), 0.0)", True),
+        ("b_dk1 * (scale / stretch)", "b_dk1 * scale", True),
+        ("inside = (o_n[:, None] < N) & (o_p[None, :] < N)", "inside = o_p[None, :] < N", True),
+    ],
+    ids=["control", "D of dq", "D of dk", "stretch", "mask"],
+)
+def test_the_checks_of_the_map_gradient_can_fail(old, new, dies, tmp_path, monkeypatch):
+    changed = mutant(fused_backward, old, new, tmp_path)
+    monkeypatch.setattr(fused, "mean_map_backward", changed.mean_map_backward)
+    assert fails(check, fused) == dies
