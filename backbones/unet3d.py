@@ -149,11 +149,16 @@ _LAYER = re.compile(
 )
 
 
-def _place(name: str, levels: int) -> tuple[str, str, int]:
-    """(kind, block, level) of an attention layer, from its name."""
+def _parsed(name: str) -> re.Match[str]:
     found = _LAYER.match(name)
     if found is None:
         raise ValueError(f"unknown attention layer '{name}': this is not a UNet3DConditionModel")
+    return found
+
+
+def _place(name: str, levels: int) -> tuple[str, str, int]:
+    """(kind, block, level) of an attention layer, from its name."""
+    found = _parsed(name)
     if found["list"] == "transformer_in":
         return "temporal", "transformer_in", 0
     kind = "temporal" if found["list"] == "temp_attentions" else "spatial" if found["role"] == "attn1" else "cross"
@@ -166,7 +171,7 @@ def _running_order(network: nn.Module) -> list[str]:
     """Names of all attention layers in the order they run: in each block, spatial before temporal."""
 
     def key(name: str):
-        found = _LAYER.match(name)
+        found = _parsed(name)
         half = {None: 0, "down": 1, "mid": 2, "up": 3}[found["half"]]
         item = int(found["item"] or 0)
         return half, int(found["index"] or 0), item, found["list"] == "temp_attentions", found["role"]

@@ -47,23 +47,39 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def _tiny(tiny_folder):
-    from weft.backbones.loading import load_backbone
+    return _load(tiny_folder)
 
-    return load_backbone(tiny_folder, dtype="float32", memory=_on_cpu())
+
+@pytest.fixture(scope="session")
+def _tiny64(tiny_folder):
+    backbone = _load(tiny_folder)
+    torch.nn.Module.to(backbone.network, torch.float64)
+    return backbone
 
 
 @pytest.fixture
 def tiny(_tiny):
     """That folder loaded, shared by all tests; whatever a test does to it, it must be as before afterwards."""
-    before = _attached(_tiny.network)
-    yield _tiny
-    assert _attached(_tiny.network) == before, "a processor or a hook was left on the network"
+    yield from _as_before(_tiny)
 
 
-def _on_cpu():
+@pytest.fixture
+def tiny64(_tiny64):
+    """The same with its network in float64, whose output is rounded to float32 all the same."""
+    yield from _as_before(_tiny64)
+
+
+def _load(folder):
+    from weft.backbones.loading import load_backbone
     from weft.backbones.memory import PlainMemory
 
-    return PlainMemory("cpu")
+    return load_backbone(folder, dtype="float32", memory=PlainMemory("cpu"))
+
+
+def _as_before(backbone):
+    before = _attached(backbone.network)
+    yield backbone
+    assert _attached(backbone.network) == before, "a processor or a hook was left on the network"
 
 
 def _attached(network):

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch import nn
+
+from weft.backbones.diffusers_parts import embed_text, fingerprint
+
+
+def module(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(50, 70), nn.BatchNorm1d(70))
+
+
+def test_a_fingerprint_is_the_weights_own():
+    assert fingerprint(module()) == fingerprint(module())
+    assert len(fingerprint(module())) == 12
+    assert fingerprint(module(1)) != fingerprint(module())
+    assert fingerprint(module(), module(1)) != fingerprint(module(1), module())
+
+
+@pytest.mark.parametrize("place", [(0, 0), (13, 37), (69, 49)])
+def test_a_single_value_changes_the_fingerprint(place):
+    changed = module()
+    with torch.no_grad():
+        changed[0].weight[place] += 1e-3
+    assert fingerprint(changed) != fingerprint(module())
+
+
+def test_swapped_values_buffers_and_shapes_change_the_fingerprint():
+    swapped, buffer, shape = module(), module(), module()
+    with torch.no_grad():
+        swapped[0].weight[:2] = swapped[0].weight[[1, 0]]
+        buffer[1].running_var[3] = 2
+        shape[0].weight = nn.Parameter(shape[0].weight.view(50, 70))
+    assert len({fingerprint(m) for m in (module(), swapped, buffer, shape)}) == 4
+
+
+def test_half_precision_weights_are_the_same_model_in_float32():
+    half = module().half()
+    assert fingerprint(half) == fingerprint(module().half().float())
+    assert fingerprint(half) != fingerprint(module())
+
+
+class Encoder(nn.Module):
+    def __init__(self, use_attention_mask):
+        super().__init__()
+        self.config = type("Config", (), {"use_attention_mask": use_attention_mask})()
+
+    def forward(self, ids, attention_mask=None):
+        self.mask = attention_mask
+        return (ids[..., None].half(),)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_padding_is_attended_unless_the_config_says_otherwise(tiny, masked):
+    encoder = Encoder(masked)
+    embedding = embed_text(tiny.tokenizer, encoder, "a red square", torch.device("cpu"))
+    assert embedding.shape == (1, 16, 1)
+    assert embedding.dtype == torch.float32
+    if masked:
+        assert encoder.mask.sum() == 5  # start, three words, end
+    else:
+        assert encoder.mask is None

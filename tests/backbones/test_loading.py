@@ -1,0 +1,275 @@
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from weft.backbones.loading import load_backbone
+from weft.backbones.memory import PlainMemory
+from weft.engine.nouns import Evaluation
+from weft.tests.numerics import assert_close
+from weft.tests.tiny import make_latents
+
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
+}  # fmt: skip
+PYTORCH = {"unet": "diffusion_pytorch_model.bin", "vae": "diffusion_pytorch_model.bin"}
+PYTORCH["text_encoder"] = "pytorch_model.bin"
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(tiny_folder, tmp_path / "copy")
+
+
+def load(folder, **options):
+    return load_backbone(folder, memory=PlainMemory("cpu"), **options)
+
+
+def output(backbone):
+    prompt = backbone.embed("a red square")
+    with torch.no_grad():
+        return backbone.predict(Evaluation(make_latents()[None], 321, (prompt,), ("positive",)))
+
+
+def weights(folder, part):
+    return folder / part / f"{WEIGHTS[part]}.safetensors"
+
+
+def change(file, edit):
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_a_folder_loads_as_it_was_saved(tiny_folder, tiny):
+    saved = load_file(weights(tiny_folder, "unet"))
+    loaded = tiny.network.state_dict()
+    assert set(saved) == set(loaded)
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+    assert (tiny.name, load(str(tiny_folder), name="mine").name) == ("tiny", "mine")
+    for module in (tiny.network, tiny.vae, tiny.text_encoder):
+        assert not module.training
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_the_fingerprint_is_kept_on_reload_and_lost_with_a_single_weight(folder, tiny):
+    assert load(folder).fingerprint == tiny.fingerprint
+    found = {tiny.fingerprint}
+    for part, name in [
+        ("unet", "mid_block.attentions.0.proj_in.weight"),
+        ("vae", "decoder.conv_out.bias"),
+        ("text_encoder", "encoder.layers.1.mlp.fc1.weight"),
+    ]:
+
+        def nudge(tensors, name=name):
+            tensors[next(k for k in tensors if k.endswith(name))].view(-1)[-2] += 1e-3
+
+        change(weights(folder, part), nudge)
+        found.add(load(folder).fingerprint)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_network_and_text_encoder_take_the_dtype_and_the_vae_stays_exact(tiny_folder, dtype):
+    backbone = load(tiny_folder, dtype=dtype)
+    kind = getattr(torch, dtype)
+    assert {p.dtype for p in backbone.network.parameters()} == {kind}
+    assert {p.dtype for p in backbone.text_encoder.parameters()} == {kind}
+    assert {p.dtype for p in backbone.vae.parameters()} == {torch.float32}
+    got = output(backbone)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, output(load(tiny_folder)), rtol=0.1, atol=0.15)
+
+
+def test_auto_asks_who_manages_memory(tiny_folder):
+    class Half(PlainMemory):
+        def default_dtype(self):
+            return torch.bfloat16
+
+    assert load_backbone(tiny_folder, memory=Half("cpu")).network.dtype == torch.bfloat16
+    assert load(tiny_folder).network.dtype == torch.float32
+
+
+def test_a_folder_with_fp16_files_only(folder, tiny):
+    for part, stem in WEIGHTS.items():
+        tensors = {k: v.half() for k, v in load_file(weights(folder, part)).items()}
+        save_file(tensors, folder / part / f"{stem}.fp16.safetensors", metadata={"format": "pt"})
+        weights(folder, part).unlink()
+    backbone = load(folder)
+    assert backbone.network.dtype == torch.float32
+    want = tiny.network.conv_in.weight.half().float()
+    assert torch.equal(backbone.network.conv_in.weight, want)
+    assert backbone.fingerprint != tiny.fingerprint
+
+
+def test_fp16_files_beside_whole_ones_are_passed_over(folder, tiny):
+    zeros = {k: torch.zeros_like(v).half() for k, v in load_file(weights(folder, "unet")).items()}
+    save_file(zeros, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors", metadata={"format": "pt"})
+    assert load(folder).fingerprint == tiny.fingerprint
+
+
+def test_bin_files_that_hold_nothing_but_tensors(folder, tiny):
+    for part in WEIGHTS:
+        torch.save(load_file(weights(folder, part)), folder / part / PYTORCH[part])
+        weights(folder, part).unlink()
+    backbone = load(folder)
+    assert backbone.fingerprint == tiny.fingerprint
+    assert_close(output(backbone), output(tiny))
+
+
+class Code:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+@pytest.mark.parametrize("form", ["pickle", "torch.save"])
+def test_a_pickle_that_holds_code_is_not_run(folder, tmp_path, part, form):
+    marker, file = tmp_path / "ran", folder / part / PYTORCH[part]
+    weights(folder, part).unlink()
+    content = {"conv_in.weight": torch.ones(3), "code": Code(marker)}
+    if form == "pickle":
+        file.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, file)
+    match = f"'copy/{part}/{file.name}' is truncated, or a pickle that holds more than tensors, and was not loaded"
+    with pytest.raises(ValueError, match=match):
+        load(folder)
+    assert not marker.exists()
+    torch.load(file, weights_only=False) if form == "torch.save" else pickle.loads(file.read_bytes())
+    assert marker.exists()  # it would have run
+
+
+def test_code_beside_safetensors_is_not_run_either(folder, tmp_path, tiny):
+    for part in WEIGHTS:
+        (folder / part / PYTORCH[part]).write_bytes(pickle.dumps(Code(tmp_path / "ran")))
+    assert load(folder).fingerprint == tiny.fingerprint
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+@pytest.mark.parametrize("keep", [0, 7, 0.5, 0.999], ids=["empty", "header", "half", "tail"])
+def test_truncated_safetensors_are_named(folder, part, keep):
+    file = weights(folder, part)
+    content = file.read_bytes()
+    file.write_bytes(content[: keep if keep in (0, 7) else int(keep * len(content))])
+    match = rf"'copy/{part}/{WEIGHTS[part]}.safetensors' is not a whole safetensors file .*: download it again"
+    with pytest.raises(ValueError, match=match):
+        load(folder)
+
+
+def test_a_truncated_bin_file_is_named(folder):
+    torch.save(load_file(weights(folder, "unet")), folder / "unet" / PYTORCH["unet"])
+    weights(folder, "unet").unlink()
+    file = folder / "unet" / PYTORCH["unet"]
+    file.write_bytes(file.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match=r"'copy/unet/diffusion_pytorch_model.bin' is truncated, or a pickle"):
+        load(folder)
+
+
+def test_a_safetensors_file_that_is_a_pickle_is_not_run(folder, tmp_path):
+    weights(folder, "vae").write_bytes(pickle.dumps(Code(tmp_path / "ran")))
+    with pytest.raises(ValueError, match=r"'copy/vae/.*' is not a whole safetensors file"):
+        load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_missing_weights_are_named(folder, part):
+    weights(folder, part).unlink()
+    with pytest.raises(ValueError, match=rf"no weights in 'copy/{part}': want \*\.safetensors there"):
+        load(folder)
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_a_missing_tensor_is_named_and_not_made_up(folder, part):
+    change(weights(folder, part), lambda tensors: tensors.pop(min(tensors)))
+    missing = {"unet": "conv_in.bias", "vae": "decoder.conv_in.bias", "text_encoder": "embeddings"}[part]
+    with pytest.raises(ValueError, match=f"'copy/{part}' lack 1 of the tensors of a .*, .*{missing}.* among them"):
+        load(folder)
+
+
+def test_weights_of_another_size_are_refused(folder):
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps({**config, "cross_attention_dim": 32}))
+    with pytest.raises(ValueError, match=r"cannot load 'copy/unet': .*shape.*32.*64"):
+        load(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer"])
+def test_a_missing_part_is_named(folder, part):
+    shutil.rmtree(folder / part)
+    with pytest.raises(ValueError, match=f"'copy' has no {part}: is the download complete"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "match"),
+    [
+        ("model_index.json", "no model_index.json in '.*copy': a diffusers model folder has one"),
+        ("scheduler/scheduler_config.json", "no scheduler_config.json in '.*scheduler': it states the noise levels"),
+        ("unet/config.json", "cannot load 'copy/unet': .*config.json"),
+        ("tokenizer/vocab.json", "cannot load 'copy/tokenizer'"),
+    ],
+)
+def test_a_missing_file_is_named(folder, file, match):
+    (folder / file).unlink()
+    for other in (folder / "tokenizer").glob("tokenizer.json" if "vocab" in file else "none"):
+        other.unlink()
+    with pytest.raises(ValueError, match=match):
+        load(folder)
+
+
+def test_no_folder_at_all(tmp_path):
+    with pytest.raises(ValueError, match=r"no model_index\.json in '.*nowhere': a diffusers model folder has one"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("{not json", "cannot read '.*model_index.json': "),
+        ("[1, 2]", "'.*model_index.json' is not the index of a diffusers model"),
+        ("{}", "'copy' holds a None, which is not supported yet: want one of UNet3DConditionModel"),
+        ('{"unet": [null, null]}', "'copy' holds a None, which is not supported yet"),
+        ('{"unet": ["diffusers", "UNet1DModel"]}', "'copy' holds a UNet1DModel, which is not supported yet: want one"),
+        ('{"transformer": ["diffusers", "WanTransformer3DModel"]}', "'copy' holds a WanTransformer3DModel, which is"),
+    ],
+)
+def test_an_index_of_something_else_is_refused(folder, content, match):
+    (folder / "model_index.json").write_text(content)
+    with pytest.raises(ValueError, match=match):
+        load(folder)
+
+
+def test_a_class_that_does_not_exist_is_named(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    index["vae"] = ["diffusers", "AutoencoderNone"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"cannot load 'copy/vae': .*AutoencoderNone"):
+        load(folder)
+
+
+def test_an_unknown_dtype_is_refused(tiny_folder):
+    with pytest.raises(ValueError, match="no dtype 'float8': want one of auto, float32, float16, bfloat16"):
+        load(tiny_folder, dtype="float8")
+
+
+def test_running_out_of_memory_is_passed_on_as_it_is(tiny_folder, monkeypatch):
+    from diffusers import UNet3DConditionModel
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(UNet3DConditionModel, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        load(tiny_folder)

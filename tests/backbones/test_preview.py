@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from weft.backbones.preview import LatentPreview
+from weft.engine.nouns import Trajectory
+from weft.tests.tiny import make_latents
+
+
+@pytest.fixture
+def trajectory(tiny):
+    return Trajectory(torch.randn(3, 5, 4, 6, 10), tiny.schedule(2), tiny.embed("a dog"), "paper")
+
+
+def test_a_preview_is_a_small_picture_of_every_frame(tiny, trajectory):
+    preview = LatentPreview(tiny, trajectory)
+    frames = preview(20 * make_latents(frames=5))
+    assert frames.shape == (5, 6, 10, 3)
+    assert frames.dtype == torch.float32
+    assert (frames.min(), frames.max()) == (0, 1)
+
+
+def test_a_preview_looks_like_what_the_latents_decode_to(tiny, trajectory, monkeypatch):
+    """With a decoder that is linear, the map is found again."""
+    colors = torch.randn(4, 3) / 20
+
+    def decode(latents):
+        pixels = torch.einsum("fchw,cd->fhwd", tiny.scale(latents), colors) + 0.5
+        return pixels.repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+    monkeypatch.setattr(tiny, "decode", decode)
+    z = trajectory.latents[0]
+    want = torch.einsum("fchw,cd->fhwd", z, colors) + 0.5
+    torch.testing.assert_close(LatentPreview(tiny, trajectory)(z), want.clamp(0, 1), atol=5e-3, rtol=0)
+
+
+def test_flat_clips_and_comfyuis_inference_mode_do_no_harm(tiny, trajectory):
+    flat = Trajectory(torch.zeros(3, 2, 4, 6, 10), trajectory.schedule, trajectory.prompt, "paper")
+    with torch.inference_mode():
+        preview = LatentPreview(tiny, flat)
+        assert preview(torch.randn(2, 4, 6, 10)).isfinite().all()

@@ -1,0 +1,185 @@
+import pytest
+import torch
+
+from weft.backbones import diffusers_parts as parts
+from weft.backbones.loading import load_backbone
+from weft.backbones.memory import PlainMemory
+from weft.backbones.unet3d import UNet3DBackbone
+from weft.engine.nouns import Evaluation, Site
+from weft.tests.numerics import assert_close
+from weft.tests.tiny import COARSE_ONLY, make_folder, make_latents
+
+SELF = "transformer_blocks.0.attn1"
+
+
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory):
+    folder = make_folder(tmp_path_factory.mktemp("models") / "coarse", blocks=COARSE_ONLY)
+    return load_backbone(folder, memory=PlainMemory("cpu"))
+
+
+@pytest.fixture
+def zeroscope(monkeypatch, tiny):
+    """The full-size network of Zeroscope and ModelScope, without its weights."""
+    from diffusers import UNet3DConditionModel
+
+    monkeypatch.setattr(parts, "fingerprint", lambda *modules: "none")
+    with torch.device("meta"):
+        network = UNet3DConditionModel()
+    return UNet3DBackbone("zeroscope", network, tiny.vae, tiny.text_encoder, None, {}, PlainMemory("cpu"))
+
+
+def names(backbone, kind):
+    return [s.layer for s in backbone.sites if s.kind == kind]
+
+
+def test_sites_of_attention_at_the_middle_level_only(coarse):
+    blocks = {s.block: s.level for s in coarse.sites}
+    assert blocks == {"transformer_in": 0, "down.1.0": 1, "mid.0.0": 2, "up.1.0": 1, "up.1.1": 1}
+    assert [s.kind for s in coarse.sites] == ["temporal"] * 2 + ["spatial", "cross", "temporal", "temporal"] * 4
+    assert coarse.sites[2] == Site(f"down_blocks.1.attentions.0.{SELF}", "spatial", "down.1.0", 1, 2)
+
+
+def test_sites_of_a_full_size_model_are_those_of_the_paper_notes(zeroscope):
+    places = [f"down_blocks.{i}.{{}}.{j}" for i in range(3) for j in range(2)] + ["mid_block.{}.0"]
+    places += [f"up_blocks.{i}.{{}}.{j}" for i in range(1, 4) for j in range(3)]
+    assert names(zeroscope, "spatial") == [f"{p.format('attentions')}.{SELF}" for p in places]
+    assert names(zeroscope, "cross") == [f"{p.format('attentions')}.transformer_blocks.0.attn2" for p in places]
+    temporal = names(zeroscope, "temporal")
+    assert temporal[:2] == [f"transformer_in.transformer_blocks.0.attn{n}" for n in (1, 2)]
+    assert temporal[2::2] == [f"{p.format('temp_attentions')}.{SELF}" for p in places]
+    levels = {s.layer: s.level for s in zeroscope.sites}
+    for place in places:
+        half, index = place.split(".")[:2]
+        want = {"down_blocks": index, "mid_block": 3, "up_blocks": 3 - int(index) if index.isdigit() else 0}[half]
+        assert levels[f"{place.format('attentions')}.{SELF}"] == int(want)
+        assert levels[f"{place.format('temp_attentions')}.{SELF}"] == int(want)
+    assert len(zeroscope.sites) == 2 + 4 * 16
+    assert zeroscope.blocks == ("up_blocks.0", "up_blocks.1", "up_blocks.2", "up_blocks.3")
+
+
+def test_blocks_of_a_full_size_model_pair_spatial_with_temporal(zeroscope):
+    pairs = {}
+    for site in zeroscope.sites:
+        pairs.setdefault(site.block, []).append(site.kind)
+    assert pairs.pop("transformer_in") == ["temporal", "temporal"]
+    assert set(map(tuple, pairs.values())) == {("spatial", "cross", "temporal", "temporal")}
+
+
+def test_a_network_of_another_kind_is_refused(zeroscope):
+    zeroscope.network.extra = torch.nn.ModuleDict({"attn1": torch.nn.Identity()})
+    with pytest.raises(ValueError, match=r"unknown attention layer 'extra\.attn1': this is not a UNet3DConditionModel"):
+        _ = zeroscope.sites
+
+
+@pytest.mark.parametrize(("frames", "size"), [(3, (6, 10)), (5, (5, 9)), (2, (1, 3))])
+def test_the_network_is_given_clips_labels_and_texts_as_diffusers_takes_them(tiny64, frames, size):
+    z = torch.stack([make_latents(frames, size, seed) for seed in (0, 1)])
+    prompts = tiny64.embed("a red square"), tiny64.embed("a blue cross")
+    with torch.no_grad():
+        got = tiny64.predict(Evaluation(z, 321, prompts, ("negative", "positive")))
+        for row in (0, 1):
+            out = tiny64.network(z[row : row + 1].double().movedim(2, 1), 321, prompts[row].embedding.double()).sample
+            assert_close(got[row], out.movedim(1, 2)[0].float())
+    assert got.dtype == torch.float32
+
+
+def test_predict_is_differentiable_in_the_latents_alone(tiny):
+    z = make_latents()[None].requires_grad_()
+    tiny.predict(Evaluation(z, 321, (tiny.embed("a red square"),), ("positive",))).square().sum().backward()
+    assert z.grad.isfinite().all()
+    assert (z.grad.abs().amax((0, 2, 3, 4)) > 0).all()
+    assert all(p.grad is None for p in tiny.network.parameters())
+
+
+def test_encode_and_decode_are_the_vae_frame_by_frame(tiny):
+    frames = torch.rand(11, 12, 20, 3)  # more than go through at once
+    latents = tiny.encode(frames)
+    assert latents.shape == (11, 4, 6, 10)
+    assert tiny.pixels_per_cell == 2
+    with torch.no_grad():
+        for i in (0, 7, 8, 10):
+            one = tiny.vae.encode(frames[i : i + 1].movedim(-1, 1) * 2 - 1).latent_dist.mode()
+            assert_close(latents[i : i + 1], one)
+        back = tiny.decode(latents)
+        want = (tiny.vae.decode(latents[8:9]).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    assert_close(back[8:9], want)
+    assert back.shape == frames.shape
+    assert back.is_contiguous()
+    assert 0 <= back.min() < back.max() <= 1
+
+
+def test_cancel_is_asked_between_batches_of_frames(tiny_folder):
+    asked = []
+    backbone = load_backbone(tiny_folder, memory=PlainMemory("cpu"), check=lambda: asked.append(1))
+    latents = backbone.encode(torch.rand(17, 4, 4, 3))
+    assert len(asked) == 3
+    backbone.decode(latents)
+    assert len(asked) == 6
+
+
+def test_latents_on_a_wire_are_unscaled(tiny):
+    z = make_latents()
+    assert_close(tiny.scale(z), 0.5 * z)
+    assert_close(tiny.unscale(tiny.scale(z)), z)
+
+
+def test_a_prompt_is_the_padded_text_through_the_encoder(tiny):
+    prompt = tiny.embed("a red square")
+    tokens = tiny.tokenizer("a red square", padding="max_length", max_length=16, return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert_close(prompt.embedding, tiny.text_encoder(tokens).last_hidden_state)
+    assert (prompt.text, prompt.model) == ("a red square", tiny.fingerprint)
+    assert prompt.embedding.shape == (1, 16, 64)
+    assert tiny.embed("a red square " * 30).embedding.shape == (1, 16, 64)  # cut, as Stable Diffusion does
+    assert not torch.equal(tiny.embed("a blue square").embedding, prompt.embedding)
+    assert tiny.embed("").embedding.isfinite().all()
+
+
+def test_the_schedule_is_that_of_the_models_config(tiny):
+    schedule = tiny.schedule(50)
+    assert schedule.timesteps == tuple(range(1, 1000, 20))
+    assert schedule.prediction == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("frames", "match"),
+    [
+        (torch.zeros(12, 20, 3), r"want frames \[F, H, W, 3\], got \[12, 20, 3\]"),
+        (torch.zeros(3, 12, 20, 4), r"want frames \[F, H, W, 3\], got \[3, 12, 20, 4\]"),
+        (torch.zeros(1, 12, 20, 3), "want a clip of at least 2 frames, got 1: is this a picture, or an unreadable"),
+        (torch.zeros(0, 12, 20, 3), "want a clip of at least 2 frames, got 0"),
+        (torch.zeros(3, 13, 21, 3), "frames are 21x13, .* divisible by 2: scale or crop to 20x12"),
+        (torch.full((3, 12, 20, 3), float("nan")), "the frames hold NaN or infinity"),
+    ],
+)
+def test_frames_that_cannot_be_encoded_are_refused(tiny, frames, match):
+    with pytest.raises(ValueError, match=match):
+        tiny.encode(frames)
+
+
+@pytest.mark.parametrize(
+    ("latents", "match"),
+    [
+        (torch.zeros(3, 8, 6, 10), r"'tiny' wants latents \[F, 4, h, w\], got \[3, 8, 6, 10\]: encode the frames"),
+        (torch.zeros(4, 6, 10), r"'tiny' wants latents \[F, 4, h, w\], got \[4, 6, 10\]"),
+        (torch.zeros(1, 4, 6, 10), "want a clip of at least 2 frames, got 1"),
+        (torch.full((3, 4, 6, 10), float("inf")), "NaN or infinity, which would decode to black frames"),
+    ],
+)
+def test_latents_that_cannot_be_decoded_are_refused(tiny, latents, match):
+    with pytest.raises(ValueError, match=match):
+        tiny.decode(latents)
+
+
+def test_room_is_asked_for_what_an_evaluation_needs(tiny, monkeypatch):
+    asked = {}
+    plain = tiny.memory.resident
+    monkeypatch.setattr(
+        tiny.memory, "resident", lambda m, activations=0: asked.update({m: activations}) or plain(m, activations)
+    )
+    with tiny.resident("network", 100):
+        pass
+    with tiny.resident("vae"):
+        pass
+    assert asked == {tiny.network: 100 * 4 * parts.ACTIVATION_BYTES, tiny.vae: 0}
