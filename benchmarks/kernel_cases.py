@@ -71,9 +71,7 @@ def str_case(name: str, levels: list, device, dtype, fused: bool) -> Case:
                 x.grad = None
 
     calls = {"eager": lambda: run("eager"), **forms(run, fused)}
-    return Case(
-        "str_loss, forward + backward", name, calls, sum(n * b for n, b, _ in work), sum(n * f for n, _, f in work)
-    )
+    return Case("str_loss, forward + backward", name, calls, sum(moved), sum(flops))
 
 
 def map_case(G, H, N, D, device, dtype, fused: bool) -> Case:

@@ -43,10 +43,11 @@ def rows_of(case: Case, device: torch.device, peaks: tuple[float, float], runs: 
             lines.append(f"| {case.op} | {case.shape} | {name} | out of memory | | | | | | |")
             continue
         first = first or (ms, peak)
-        lines.append(
-            f"| {case.op} | {case.shape} | {name} | {ms:.3g} | {first[0] / ms:.2f} "
-            f"| {peak:.1f} | {first[1] / peak:.1f} | {case.bytes / ms / 1e6:.3g} | {case.flops / ms / 1e9:.3g} | {ms / floor:.1f} |"
-        )
+        numbers = [
+            f"{ms:.3g}", f"{first[0] / ms:.2f}", f"{peak:.1f}", f"{first[1] / peak:.1f}",
+            f"{case.bytes / ms / 1e6:.3g}", f"{case.flops / ms / 1e9:.3g}", f"{ms / floor:.1f}",
+        ]  # fmt: skip
+        lines.append(f"| {case.op} | {case.shape} | {name} | {' | '.join(numbers)} |")
     return lines
 
 
@@ -58,7 +59,8 @@ def table(device: torch.device, runs: int) -> str:
         "# Kernels: eager torch, chunked, fused",
         "",
         f"{datetime.date.today()}, `{' '.join(['python -m weft.benchmarks.kernels', *sys.argv[1:]])}`, {name}, "
-        f"torch {torch.__version__}. Measured here: copy {peaks[0] / 1e9:.3g} GB/s, product {peaks[1] / 1e12:.3g} TFLOP/s.",
+        f"torch {torch.__version__}. "
+        f"Measured here: copy {peaks[0] / 1e9:.3g} GB/s, product {peaks[1] / 1e12:.3g} TFLOP/s.",
         "",
         "Papers' sizes." if gpu else
         "Reduced sizes, float32, CPU time. No GPU: the fused kernels were not run, and the times say little about one.",
