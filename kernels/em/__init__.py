@@ -140,12 +140,15 @@ def _sums(
     """Z^T values [... K W] and mass [... K], in float32 or float64."""
     _check(tokens, values, bases, temperature, eps)
     chosen = choose(backend, tokens, _obstacle(tokens, values, bases))
+    flat = (x.reshape(-1, *x.shape[-2:]) for x in (tokens, values, bases))
     if chosen == "triton":
-        from .fused import em_sums_fused as implementation
+        from .fused import em_sums_fused
+
+        with torch.cuda.device_of(tokens):  # Triton launches on the current device
+            sums, mass = em_sums_fused(*flat, temperature, eps)
     else:
         implementation = em_sums_reference if chosen == "reference" else em_sums_chunked
-    flat = (x.reshape(-1, *x.shape[-2:]) for x in (tokens, values, bases))
-    sums, mass = implementation(*flat, temperature, eps)
+        sums, mass = implementation(*flat, temperature, eps)
     return sums.view(*bases.shape[:-1], values.shape[-1]), mass.view(bases.shape[:-1])
 
 
@@ -167,6 +170,10 @@ def _check(tokens: Tensor, values: Tensor, bases: Tensor, temperature: float, ep
         )
     if not all(x.is_floating_point() for x in (tokens, values, bases)):
         raise ValueError(f"want floating-point tensors, got {tokens.dtype}, {values.dtype} and {bases.dtype}")
+    if not tokens.device == values.device == bases.device:
+        raise ValueError(
+            f"want one device, got tokens, values, bases on {tokens.device}, {values.device}, {bases.device}"
+        )
     if temperature <= 0:
         raise ValueError(f"the temperature must be positive, got {temperature}")
     if eps < 0:

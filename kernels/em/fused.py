@@ -1,6 +1,6 @@
 """Triton, two sweeps: each token's softmax normaliser, then every block of bases gathers its responsibilities' sums.
 
-Z lives tile by tile in registers. The second sweep is cut into SPLITS stretches of tokens so that it fills the GPU;
+Z lives tile by tile in registers. The second sweep is cut into stretches of tokens so that it fills the GPU;
 their sums are added up by torch, in a fixed order: no atomics. README.md derives the tiles and the bytes moved.
 `b_` is a block in registers, `o_` an offset vector; shapes stand above each block.
 """

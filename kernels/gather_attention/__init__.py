@@ -64,7 +64,8 @@ def gather_attention(
     if chosen == "triton":
         from .fused import gather_attention_fused
 
-        return gather_attention_fused(*flat, index.int(), scale).view(q.shape)
+        with torch.cuda.device_of(q):  # Triton launches on the current device
+            return gather_attention_fused(*flat, index.int(), scale).view(q.shape)
     implementation = gather_attention_reference if chosen == "reference" else gather_attention_chunked
     return implementation(*flat, index, scale).view(q.shape)
 

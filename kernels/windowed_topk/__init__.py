@@ -65,6 +65,7 @@ def windowed_topk(
     if chosen == "triton":
         from .fused import windowed_topk_fused
 
-        return windowed_topk_fused(source, target, height, width, window, k)
+        with torch.cuda.device_of(features):  # Triton launches on the current device
+            return windowed_topk_fused(source, target, height, width, window, k)
     implementation = windowed_topk_reference if chosen == "reference" else windowed_topk_chunked
     return implementation(source, target, height, width, window, k)

@@ -160,6 +160,7 @@ tokens, bases = inputs()
         ({"tokens": tokens.int()}, "floating-point"),
         ({"temperature": 0.0}, "positive"),
         ({"eps": -1.0}, "not be negative"),
+        ({"bases": bases.to("meta")}, "want one device"),
         ({"backend": "fast"}, "'fast'"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",

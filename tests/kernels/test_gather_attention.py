@@ -151,3 +151,8 @@ def test_what_does_not_fit_says_why(change, message):
         change = {"index": change["index"]}
     with pytest.raises(ValueError, match=message):
         gather_attention(**(fitting | change))
+
+
+def test_mixed_devices_are_refused():
+    with pytest.raises(ValueError, match="q is on cpu, but k, v and index are on meta"):
+        gather_attention(q, k.to("meta"), v, index)
