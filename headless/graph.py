@@ -54,7 +54,7 @@ def find_node(graph: Graph, name: str) -> str:
     if name in graph:
         return name
     for found in (
-        [i for i in graph if title(graph, i) == name],
+        [i for i, node in graph.items() if node.get("_meta", {}).get("title") == name],
         [i for i, node in graph.items() if node["class_type"] == name],
     ):
         if len(found) == 1:

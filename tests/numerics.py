@@ -10,6 +10,7 @@ CLOSE = {
     torch.bfloat16: (2e-2, 8e-3),
 }
 EXACT_GRADIENT = 1e-10  # float64 gradients against autograd, relative to the largest entry
+PICTURE_LEVELS = 2  # of 255: one edit, made and compressed in two processes
 
 
 def assert_close(got, want, dtype=None):

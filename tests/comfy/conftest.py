@@ -1,0 +1,91 @@
+"""One ComfyUI for all tests of this folder, spoken to over HTTP by the pack's own client.
+
+It is a process of its own: ComfyUI's `nodes` and `utils` would clash with ours, and it reads `sys.argv`.
+"""
+
+import importlib.util
+import shutil
+
+import pytest
+import torch
+
+from weft.headless.comfyui import find_comfyui
+from weft.headless.server import comfyui_server
+from weft.tests.comfy.graphs import CLIP, Editor
+from weft.toyworld import clip
+
+PATIENCE = 120  # seconds of silence after which a test gives up
+FRAMES, HEIGHT, WIDTH = 4, 16, 24
+
+
+@pytest.fixture(scope="session")
+def comfyui():
+    """ComfyUI's checkout, where it can run."""
+    found = find_comfyui()
+    if found is None:
+        pytest.skip("NOT TESTED INSIDE COMFYUI: none found; set COMFYUI_PATH and run `make test`")
+    if importlib.util.find_spec("aiohttp") is None:
+        pytest.skip("NOT TESTED INSIDE COMFYUI: its requirements are not installed here; run `make test`")
+    return found
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, tmp_path_factory, tiny_folder):
+    """ComfyUI with this pack and, in models/diffusers, `tiny` and models that differ from it."""
+    base = tmp_path_factory.mktemp("comfyui")
+    models = base / "models" / "diffusers"
+    for name in ("tiny", "twin", "pickled", "truncated"):
+        shutil.copytree(tiny_folder, models / name)
+    change_weights(models / "twin" / "unet")
+    pickle_weights(models / "pickled" / "unet")
+    truncate_weights(models / "truncated" / "unet")
+    (models / "hollow").mkdir()
+    shutil.copy(tiny_folder / "model_index.json", models / "hollow")
+    with comfyui_server(comfyui, base, arguments=["--cpu"]) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def clips(server, tmp_path_factory):
+    """Clips in the server's input folder; their content is noise, smooth enough to survive the codec."""
+    folder = tmp_path_factory.mktemp("clips")
+    noise = torch.rand(FRAMES, HEIGHT // 4, WIDTH // 4, 3, generator=torch.Generator().manual_seed(0))
+    frames = noise.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    for name, content in {CLIP: frames, "single.mp4": frames[:1], "short.mp4": frames[:3]}.items():
+        clip.write_video(folder / name, content)
+        server.upload(folder / name)
+    (folder / "broken.mp4").write_bytes(b"this is not a video")
+    server.upload(folder / "broken.mp4")
+    return folder
+
+
+@pytest.fixture
+def editor(server, clips):
+    """Runs graphs on `server`; the clip counts as new, so nothing that depends on it is cached from another test."""
+    server.upload(clips / CLIP)
+    return Editor(server, PATIENCE)
+
+
+def change_weights(folder):
+    """One number of the network is another."""
+    from safetensors.torch import load_file, save_file
+
+    (file,) = folder.glob("*.safetensors")
+    weights = load_file(file)
+    weights["conv_in.weight"].view(-1)[0] += 1
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+class Harmless:
+    """What a pickle may hold besides tensors."""
+
+
+def pickle_weights(folder):
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    torch.save({"weight": Harmless()}, folder / "diffusion_pytorch_model.bin")
+
+
+def truncate_weights(folder):
+    (file,) = folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])

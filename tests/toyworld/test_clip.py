@@ -1,0 +1,53 @@
+"""The clip that ships is the one that the constants draw, and its files say the same."""
+
+import json
+
+import pytest
+import torch
+
+from weft.tests.conftest import ROOT
+from weft.toyworld import clip, world
+from weft.toyworld.measure import measure, psnr
+
+COMPRESSION_DB = 26.0  # what half-size chroma leaves of vivid sprites at this size
+
+
+def channels_first(frames):
+    return frames.movedim(-1, 1)[None]
+
+
+def test_the_shipped_clip_is_up_to_date():
+    shipped, drawn = (channels_first(f) for f in (clip.read_video(clip.CLIP), clip.frames_of(clip.source_clip())))
+    assert shipped.shape == drawn.shape
+    assert psnr(shipped, drawn).item() > COMPRESSION_DB
+
+
+def test_the_shipped_mask_is_exact_at_half():
+    mask = clip.read_video(clip.MASK)[..., 0]
+    assert torch.equal((mask > 0.5).float(), clip.edit_mask())
+
+
+def test_the_edit_keeps_to_the_mask():
+    source, truth = (clip.frames_of(clips) for clips in (clip.source_clip(), clip.edited_clip()))
+    assert torch.equal((source - truth).abs().sum(-1) * (1 - clip.edit_mask()), torch.zeros(clip.edit_mask().shape))
+
+
+def test_the_edit_changes_what_it_names():
+    source, edited = clip.source_clip(), clip.edited_clip()
+    changed = {name for name in world.CHOICES if getattr(source, name) != getattr(edited, name)}
+    assert changed == set(clip.EDIT)
+    done_nothing = measure(channels_first(clip.frames_of(source)), source, edited)
+    assert done_nothing["target_accuracy"].item() == 0
+
+
+def test_video_files_keep_frames(tmp_path):
+    frames = torch.full((3, 16, 24, 3), 0.5)
+    frames[1] = 0.25
+    clip.write_video(tmp_path / "new" / "gray.mp4", frames)
+    assert torch.allclose(clip.read_video(tmp_path / "new" / "gray.mp4"), frames, atol=2 / 255)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows" / "api").glob("*.json")), ids=lambda path: path.stem)
+def test_workflows_ask_for_this_edit(path):
+    texts = [n["inputs"]["text"] for n in json.loads(path.read_text()).values() if "text" in n["inputs"]]
+    assert sorted(texts) == sorted(clip.captions())
