@@ -1,8 +1,11 @@
 """The nouns of the pack: what travels along a wire, and what a method sees of a model.
 
-All frozen: ComfyUI caches a node's output and hands the same object to many consumers. One alphabet of shapes, here
-and everywhere: R rows (source, negative, positive), F frames, C channels, h w latent size, N tokens, H heads, D head
-size, S steps, L text tokens, E text width. Level k counts noise: 0 is clean, S is the noisiest.
+All frozen: ComfyUI caches a node's output and hands the same object to many consumers. Those that hold tensors are
+equal to themselves only.
+
+One alphabet of shapes, here and everywhere: R rows (source, negative, positive), F frames, C channels, h w latent
+size, N tokens, H heads, D head size, S steps, L text tokens, E text width. Level k counts noise: 0 is clean, S is the
+noisiest.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class Site:
     order: int  # position in the forward pass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """A text as the model reads it."""
 
@@ -43,7 +46,7 @@ class Prompt:
     model: str  # fingerprint of the model that encoded it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """One evaluation of the network: a batch of whole clips at one timestep."""
 
@@ -54,7 +57,7 @@ class Evaluation:
     step: int = 0  # 0 is the first, noisiest step of the run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionCall:
     """One call of one attention layer. At every call q is [R, G, H, M, D]: G groups that attend among themselves
     (the frames of spatial and cross attention, the pixels of temporal attention) of M tokens each."""
@@ -71,7 +74,7 @@ class AttentionCall:
         return self.evaluation.rows.index(name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """Where the sampler is when it asks a control to act before or after a step."""
 
@@ -96,7 +99,7 @@ class Step:
         return self.trajectory.latents[self.level if level is None else level].to(self.latents)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Control:
     """One change to a run. A method subclasses this and overrides only the seams it acts at; these do nothing."""
 
@@ -147,7 +150,7 @@ class EditPlan:
 PLAIN = EditPlan()  # no controls: the plain DDIM edit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """The source clip at every noise level, and what it was made with."""
 

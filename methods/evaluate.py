@@ -80,4 +80,6 @@ def _flicker(clip: Tensor) -> float:
 def _expand_mask(mask: Tensor, clip: Tensor) -> Tensor:
     if mask.ndim != 3 or mask.shape[1:] != clip.shape[1:3] or len(mask) not in (1, len(clip)):
         raise ValueError(f"want a mask {list(clip.shape[:3])} or one frame of it, got {list(mask.shape)}")
+    if not torch.isfinite(mask).all():
+        raise ValueError("the mask holds NaN or infinity")
     return (mask > 0).expand(clip.shape[:3])

@@ -36,10 +36,11 @@ class LatentBlend(Control):
     schedule: Schedule = "hard"
 
     def __post_init__(self):
-        if self.mask.ndim != 3:
+        if self.mask.ndim != 3 or not self.mask.numel():
             raise ValueError(f"want a mask [F, H, W], or [1, H, W] for all frames, got {list(self.mask.shape)}")
-        if not torch.isfinite(self.mask).all() or self.mask.min() < 0 or self.mask.max() > 1:
-            raise ValueError("the mask must hold numbers in 0..1")
+        low, high = self.mask.min().item(), self.mask.max().item()
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"the mask must hold numbers in 0..1, got {low:g} to {high:g}")
         if self.dilate < 0:
             raise ValueError(f"dilate must be 0 or more latent cells, got {self.dilate}")
         if self.schedule not in get_args(Schedule):

@@ -60,6 +60,15 @@ def test_plans_grow_in_order_and_do_not_change(trajectory):
     assert EditPlan() == PLAIN
 
 
+def test_nouns_that_hold_tensors_are_equal_to_themselves_only(trajectory, backbone):
+    prompt = backbone.embed("a cat")
+    for noun in (prompt, trajectory, Evaluation(torch.zeros(1), 1, (prompt,), ("positive",)), Control()):
+        copy = replace(noun)
+        assert noun == noun
+        assert noun != copy
+        assert len({noun, copy}) == 2
+
+
 def test_a_step_knows_its_place_and_the_source(trajectory, backbone):
     z = torch.randn(3, 4, 6, 10, dtype=torch.float64)
     step = Step(z, 2, 1, STEPS, trajectory, None, None, backbone, SILENT, 0)

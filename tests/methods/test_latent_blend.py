@@ -1,0 +1,148 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weft.engine.inversion import invert
+from weft.engine.monitor import SILENT
+from weft.engine.nouns import PLAIN, EditPlan, Step
+from weft.engine.sampling import edit
+from weft.methods.latent_blend import latent_blend
+from weft.tests.engine.analytic import Gaussian
+
+SIZE = (6, 10)  # of the latents, and of the frames of this backbone
+
+
+@pytest.fixture
+def backbone():
+    return Gaussian()
+
+
+@pytest.fixture
+def trajectory(backbone):
+    return invert(backbone, backbone.sample(frames=3), backbone.embed("a dog"), steps=4)
+
+
+@pytest.fixture
+def run(backbone, trajectory):
+    return lambda plan=PLAIN: edit(backbone, trajectory, backbone.embed("a red cat"), plan=plan)
+
+
+def blend(mask, **numbers):
+    return latent_blend(PLAIN, mask, **numbers).controls[0]
+
+
+def one(*place, frames=1, size=SIZE, value=1.0):
+    mask = torch.zeros(frames, *size)
+    mask[place] = value
+    return mask
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_mask_of_ones_is_the_plain_edit_bit_for_bit(run, frames):
+    assert torch.equal(run(latent_blend(PLAIN, torch.ones(frames, *SIZE))), run())
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_mask_of_zeros_is_the_source_bit_for_bit(run, backbone, trajectory, frames):
+    got = run(latent_blend(PLAIN, torch.zeros(frames, *SIZE)))
+    assert torch.equal(got, backbone.unscale(trajectory.latents[0]))
+    assert not torch.equal(run(), got)
+
+
+def test_outside_the_mask_the_source_is_kept_at_every_level(backbone, trajectory):
+    mask = one(0, slice(0, 3), slice(0, 4))
+    z = torch.randn(3, 4, *SIZE)
+    for level in range(4):
+        step = Step(z, level, 3 - level, 4, trajectory, None, None, backbone, SILENT, 0)
+        got = blend(mask, dilate=0).after_step(step)
+        assert torch.equal(got[:, :, :3, :4], z[:, :, :3, :4])
+        assert torch.equal(got[:, :, 3:], trajectory.latents[level][:, :, 3:])
+        assert torch.equal(got[:, :, :, 4:], trajectory.latents[level][:, :, :, 4:])
+
+
+def test_a_mask_per_frame_acts_on_its_own_frame(run, backbone, trajectory):
+    mask = torch.stack([torch.zeros(SIZE), torch.ones(SIZE), torch.zeros(SIZE)])
+    got, source, plain = run(latent_blend(PLAIN, mask)), backbone.unscale(trajectory.latents[0]), run()
+    assert torch.equal(got[[0, 2]], source[[0, 2]])
+    assert torch.equal(got[1], plain[1])  # this denoiser treats frames one by one
+
+
+@pytest.mark.parametrize("value", [1.0, 1e-3])
+def test_a_cell_is_edited_if_any_of_it_is_masked(value):
+    """Frames of 24x30 pixels over 6x10 cells: 4x3 pixels a cell."""
+    mask = one(0, 11, 29, size=(24, 30), value=value)
+    assert torch.equal(blend(mask, dilate=0).cells(SIZE), one(0, 2, 9)[:, None])
+
+
+def test_dilation_grows_the_region_by_a_cell_on_every_side():
+    mask = one(0, 2, 5)
+    assert blend(mask, dilate=0).cells(SIZE).sum() == 1
+    assert torch.equal(blend(mask).cells(SIZE), one(0, slice(1, 4), slice(4, 7))[:, None])
+    assert torch.equal(blend(mask, dilate=2).cells(SIZE), one(0, slice(0, 5), slice(3, 8))[:, None])
+    corner = blend(one(0, 0, 0), dilate=1).cells(SIZE)
+    assert torch.equal(corner, one(0, slice(0, 2), slice(0, 2))[:, None])
+
+
+def test_dilation_does_not_reach_other_frames():
+    cells = blend(one(1, 2, 5, frames=3), dilate=3).cells(SIZE)
+    assert cells.shape == (3, 1, *SIZE)
+    assert cells[1].any()
+    assert not cells[[0, 2]].any()
+
+
+def test_masks_of_comfyui_are_inference_tensors(run):
+    with torch.inference_mode():
+        mask = one(0, slice(2, 4), slice(2, 6))
+        got = run(latent_blend(PLAIN, mask))
+    assert torch.equal(got, run(latent_blend(PLAIN, mask)))
+
+
+def test_it_comes_after_what_the_plan_already_has():
+    first = latent_blend(PLAIN, torch.ones(1, *SIZE))
+    second = latent_blend(first, torch.zeros(1, *SIZE), dilate=0)
+    assert isinstance(second, EditPlan)
+    assert second.controls[0] is first.controls[0]
+    assert (second.controls[1].dilate, first.controls[0].dilate) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "numbers", "match"),
+    [
+        (torch.ones(6, 10), {}, r"want a mask \[F, H, W\], or \[1, H, W\] for all frames, got \[6, 10\]"),
+        (torch.ones(3, 1, 6, 10), {}, r"want a mask \[F, H, W\], .* got \[3, 1, 6, 10\]"),
+        (one(0, 1, 1, value=float("nan")), {}, r"the mask must hold numbers in 0\.\.1"),
+        (one(0, 1, 1, value=255.0), {}, r"the mask must hold numbers in 0\.\.1, got 0 to 255"),
+        (one(0, 1, 1, value=-0.5), {}, r"the mask must hold numbers in 0\.\.1, got -0\.5 to 0"),
+        (torch.ones(1, 6, 10), {"dilate": -1}, "dilate must be 0 or more latent cells, got -1"),
+        (torch.ones(1, 6, 10), {"schedule": "soft"}, "no blend schedule 'soft': want one of hard"),
+        (torch.ones(0, 6, 10), {}, r"want a mask \[F, H, W\], .* got \[0, 6, 10\]"),
+    ],
+)
+def test_masks_and_numbers_that_make_no_sense_are_refused(mask, numbers, match):
+    with pytest.raises(ValueError, match=match):
+        latent_blend(PLAIN, mask, **numbers)
+
+
+@pytest.mark.parametrize(
+    ("shape", "match"),
+    [
+        ((2, 12, 20), "the mask has 2 frames and the clip 3: give one mask a frame, or one for all"),
+        ((3, 20, 12), "the mask is 12x20 pixels and the clip 20x12: make the mask from the same frames"),
+        ((1, 6, 10), "the mask is 10x6 pixels and the clip 20x12"),
+    ],
+)
+def test_a_mask_of_another_clip_is_refused_before_anything_runs(backbone, trajectory, shape, match):
+    backbone.pixels_per_cell = 2
+    backbone.evaluations.clear()
+    with pytest.raises(ValueError, match=match):
+        edit(backbone, trajectory, trajectory.prompt, plan=latent_blend(PLAIN, torch.ones(shape)))
+    assert backbone.evaluations == []
+
+
+def test_controls_with_masks_can_be_compared_and_copied():
+    """ComfyUI hashes and compares what it caches."""
+    control = blend(torch.ones(1, *SIZE))
+    assert control == control
+    assert control != blend(torch.ones(1, *SIZE))
+    assert len({control, replace(control, dilate=2)}) == 2

@@ -1,0 +1,435 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from weft.backbones.loading import load_backbone
+from weft.backbones.memory import PlainMemory
+from weft.engine.inversion import invert
+from weft.engine.monitor import Recording
+from weft.engine.nouns import PLAIN, Site, Step, Trajectory
+from weft.engine.sampling import edit
+from weft.methods.str_match import RELATIVE_STEP, score_frames, score_heat, site_pairs, str_latent_optimizer
+from weft.tests.engine.analytic import Gaussian
+from weft.tests.engine.test_inversion import Listening
+from weft.tests.tiny import COARSE_ONLY, FRAMES, SIZE, make_folder, make_latents
+
+STEPS, LEVEL = 4, 3
+CONTROL = 1e-8  # of the gradient through the whole network, relative to its largest entry
+
+
+def make_step(backbone, z=None, positive="a blue cross", level=LEVEL, frames=FRAMES, monitor=None):
+    """A step at `level` of a made-up trajectory; by default the edit has left the source a little."""
+    source, target = backbone.embed("a red square"), backbone.embed(positive)
+    latents = torch.stack([make_latents(frames, SIZE, seed) for seed in range(STEPS + 1)]) / 2
+    trajectory = Trajectory(latents, backbone.schedule(STEPS), source, "warm_start")
+    dtype = backbone.network.dtype
+    z = latents[level].to(dtype) + 0.3 * make_latents(frames, SIZE, 9).to(dtype) if z is None else z
+    return Step(z, level, STEPS - level, STEPS, trajectory, target, source, backbone, monitor or Recording(), 0)
+
+
+def optimizer(**numbers):
+    return str_latent_optimizer(PLAIN, **numbers).controls[0]
+
+
+def gradient(step, **numbers):
+    """What a step of plain descent at strength 1 takes away."""
+    return step.latents - optimizer(strength=1.0, **numbers).before_step(step)
+
+
+# ---- the definition, written out from the paper and run through the unmodified network ------------------------------
+
+
+def self_attention(backbone, step, z, label, prompt, site):
+    """(q, k) [groups, H, tokens, D] of one layer, caught at its projections."""
+    caught, layer = {}, backbone.network.get_submodule(site.layer)
+    hooks = [
+        getattr(layer, n).register_forward_hook(lambda m, i, out, n=n: caught.update({n: out}))
+        for n in ("to_q", "to_k")
+    ]
+    backbone.network(z[None].transpose(1, 2), label, prompt.embedding.to(z))
+    for hook in hooks:
+        hook.remove()
+    return [caught[n].unflatten(-1, (layer.heads, -1)).transpose(1, 2) for n in ("to_q", "to_k")]
+
+
+def maps(backbone, step, z, label, prompt, site):
+    """Attention maps [groups, H, tokens, tokens]."""
+    q, k = self_attention(backbone, step, z, label, prompt, site)
+    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+
+
+def omega(s, t, neighbours):
+    """Equation 4: s [F, n, n] and t [n, F, F] -> [F, n, n]."""
+    frames, out = len(s), []
+    for i in range(frames):
+        total = torch.zeros_like(s[0])
+        for j in range(frames):
+            if 0 < abs(i - j) <= neighbours:
+                total = total + t[:, i, j, None] * s[j] + s[i] * t[None, :, i, j]
+                total = total + t[None, :, j, i] * s[i].T + s[j].T * t[:, j, i, None]
+        out.append(total)
+    return torch.stack(out)
+
+
+def cosines(a, b, reduction):
+    """[layers][rows F n, entries] of source and target -> the loss."""
+    if reduction == "global":
+        a, b = [torch.cat([x.flatten() for x in side])[None] for side in (a, b)]
+    elif reduction == "layer":
+        a, b = ([x.reshape(1, -1) for x in side] for side in (a, b))
+    elif reduction == "frame":
+        a, b = ([x.transpose(0, -3).flatten(1) for x in side] for side in (a, b))
+    return -sum(F.cosine_similarity(x, y, dim=-1, eps=0).sum() for x, y in zip(a, b))
+
+
+def naive_gradient(step, *, reduction="row_sum", neighbours=1, heads="mean", levels="all_but_finest", **choice):
+    backbone, z = step.backbone, step.latents.clone().requires_grad_()
+    label = step.trajectory.schedule.label(step.level)
+    source_level = step.level - (choice.get("source_score") == "inversion")
+
+    def scores(latents, prompt):
+        out = []
+        for spatial, temporal in site_pairs(backbone, levels):
+            s = maps(backbone, step, latents, label, prompt, spatial).transpose(0, 1)  # [H, F, n, n]
+            t = maps(backbone, step, latents, label, prompt, temporal).transpose(0, 1)  # [H, n, F, F]
+            if heads == "mean":
+                s, t = s.mean(0, keepdim=True), t.mean(0, keepdim=True)
+            if choice.get("score") == "maps":
+                out += [s, t]
+            else:
+                out.append(torch.stack([omega(*pair, neighbours) for pair in zip(s, t)]))
+        return out
+
+    with torch.no_grad():
+        source = scores(step.source_latents(source_level), step.trajectory.prompt)
+    target = scores(z, step.positive)
+    if choice.get("score") == "maps":
+        loss = sum((a - b).square().sum() for a, b in zip(source, target))
+    else:
+        loss = cosines(source, target, reduction)
+    return torch.autograd.grad(loss, z)[0], loss.item()
+
+
+CHOICES = [
+    {},
+    {"neighbours": 2, "levels": "all"},
+    {"reduction": "frame", "source_score": "inversion"},
+    {"reduction": "layer"},
+    {"reduction": "global", "neighbours": 2},
+    {"heads": "per_head"},
+    {"heads": "per_head", "reduction": "frame"},
+    {"heads": "per_head", "reduction": "global"},
+    {"score": "maps", "source_score": "inversion"},
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda c: " ".join(map(str, c.values())) or "default")
+def test_the_step_is_the_gradient_of_the_papers_loss(tiny64, choice):
+    step = make_step(tiny64)
+    want, loss = naive_gradient(step, **choice)
+    got = gradient(step, **choice)
+    error = (got - want).abs().max() / want.abs().max()
+    assert error <= CONTROL, f"off by {error:.2e}"
+    (record,) = step.monitor.records
+    assert record["loss"] == pytest.approx(loss, rel=1e-6)
+    assert record["gradient"] == pytest.approx(want.norm().item(), rel=1e-6)
+    assert record["relative_step"] == pytest.approx((want.norm() / step.latents.norm()).item(), rel=1e-6)
+    assert record["step"] == step.index == 1
+
+
+def test_more_frames_than_neighbours_reach(tiny64):
+    step = make_step(tiny64, frames=5)
+    want, _ = naive_gradient(step, neighbours=2)
+    assert (gradient(step, neighbours=2) - want).abs().max() <= CONTROL * want.abs().max()
+
+
+def test_choices_make_a_difference(tiny64):
+    """Or the comparison above could hold while the options do nothing."""
+    step = make_step(tiny64)
+    gradients = [gradient(step, **choice) for choice in CHOICES]
+    for i, a in enumerate(gradients):
+        assert all((a - b).norm() > 1e-3 * a.norm() for b in gradients[:i])
+
+
+def test_the_inversions_score_is_read_one_level_cleaner_with_the_noisier_label(tiny64, monkeypatch):
+    step, seen = make_step(tiny64), []
+    predict = tiny64.predict
+    monkeypatch.setattr(tiny64, "predict", lambda e, controls=(): seen.append(e) or predict(e, controls))
+    for choice, level in (("recompute", LEVEL), ("inversion", LEVEL - 1)):
+        seen.clear()
+        gradient(step, source_score=choice)
+        source, target = seen
+        assert torch.equal(source.latents[0], step.trajectory.latents[level].double())
+        assert torch.equal(target.latents[0], step.latents)
+        assert source.timestep == target.timestep == step.trajectory.schedule.label(LEVEL)
+        assert (source.prompts, target.prompts) == ((step.trajectory.prompt,), (step.positive,))
+
+
+# ---- what a step does -----------------------------------------------------------------------------------------------
+
+
+def losses(step, *moved):
+    """The loss at each of some latents."""
+    for z in moved:
+        optimizer().before_step(replace(step, latents=z))
+    return [r["loss"] for r in step.monitor.records[-len(moved) :]]
+
+
+def test_a_small_step_lowers_the_loss(tiny64):
+    step = make_step(tiny64)
+    z = optimizer(strength=1e-4).before_step(step)
+    before, after = losses(step, step.latents, z)
+    predicted = 1e-4 * step.monitor.records[0]["gradient"] ** 2
+    assert before - after == pytest.approx(predicted, rel=0.05)
+
+
+def test_many_steps_pull_the_edit_to_the_sources_score(tiny):
+    step = make_step(tiny)
+    for _ in range(8):
+        step = replace(step, latents=optimizer(step_mode="relative", strength=0.1).before_step(step))
+    loss = [r["loss"] for r in step.monitor.records]
+    floor = -sum(FRAMES * n for n in (15, 6, 15, 15))
+    assert loss[-1] - floor < 0.6 * (loss[0] - floor)
+
+
+def test_the_source_under_its_own_prompt_is_left_where_it_is(tiny64):
+    step = make_step(tiny64, positive="a red square")
+    step = replace(step, latents=step.source_latents().double())
+    for reduction, count in {
+        "row_sum": FRAMES * (15 + 6 + 15 + 15),
+        "frame": 4 * FRAMES,
+        "layer": 4,
+        "global": 1,
+    }.items():
+        moved = gradient(step, reduction=reduction)
+        assert step.monitor.records[-1]["loss"] == pytest.approx(-count, rel=1e-12)
+        assert moved.abs().max() < 1e-9
+    assert gradient(step, score="maps").abs().max() < 1e-12
+    assert step.monitor.records[-1]["loss"] == 0
+
+
+def test_the_target_prompt_matters(tiny64):
+    """A step evaluates the target under the target prompt, not under the source's."""
+    other, own = make_step(tiny64), make_step(tiny64, positive="a red square")
+    assert (gradient(other) - gradient(own)).norm() > 1e-4 * gradient(own).norm()
+
+
+@pytest.mark.parametrize("reduction", ["row_sum", "global"])
+@pytest.mark.parametrize("strength", [0.005, 0.01, 0.1])
+def test_relative_steps_have_the_stated_length(tiny64, strength, reduction):
+    step = make_step(tiny64)
+    moved = optimizer(strength=strength, step_mode="relative", reduction=reduction).before_step(step) - step.latents
+    assert moved.norm().item() == pytest.approx(strength / 0.01 * RELATIVE_STEP * step.latents.norm().item())
+    assert step.monitor.records[0]["relative_step"] == pytest.approx(strength / 0.01 * 0.002)
+    direction = -gradient(step, reduction=reduction)
+    assert F.cosine_similarity(moved.flatten(), direction.flatten(), dim=0).item() == pytest.approx(1)
+
+
+def test_a_step_changes_nothing_it_was_given(tiny64):
+    step = make_step(tiny64)
+    before, source = step.latents.clone(), step.trajectory.latents.clone()
+    moved = optimizer(strength=1.0).before_step(step)
+    assert torch.equal(step.latents, before)
+    assert torch.equal(step.trajectory.latents, source)
+    assert not moved.requires_grad
+    assert moved.dtype == before.dtype
+
+
+@pytest.mark.parametrize("level", [4, 3, 2, 1])
+@pytest.mark.parametrize(
+    ("window", "acts_on"), [((0, 1), [4, 3, 2, 1]), ((0.25, 0.75), [3, 2]), ((0.3, 0.6), [2]), ((0.5, 0.5), [])]
+)
+def test_it_acts_within_its_window_only(tiny, level, window, acts_on):
+    step = make_step(tiny, level=level)
+    moved = optimizer(strength=1.0, start=window[0], end=window[1]).before_step(step)
+    assert (moved is not step.latents) == (level in acts_on)
+    assert len(step.monitor.records) == (level in acts_on)
+
+
+# ---- within an edit -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trajectory(tiny):
+    return invert(tiny, make_latents(), tiny.embed("a red square"), steps=3)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_strength_zero_is_the_plain_edit_bit_for_bit(tiny, trajectory, guidance):
+    target = tiny.embed("a blue cross")
+    plain = edit(tiny, trajectory, target, guidance=guidance)
+    plan = str_latent_optimizer(PLAIN, strength=0.0)
+    assert torch.equal(edit(tiny, trajectory, target, plan=plan, guidance=guidance), plain)
+    plan = str_latent_optimizer(PLAIN, strength=0.5)
+    assert not torch.equal(edit(tiny, trajectory, target, plan=plan, guidance=guidance), plain)
+
+
+def test_every_step_is_logged_and_the_edit_repeats_to_the_bit(tiny, trajectory):
+    plan, target, monitor = str_latent_optimizer(PLAIN, strength=0.1), tiny.embed("a blue cross"), Recording()
+    once = edit(tiny, trajectory, target, plan=plan, monitor=monitor)
+    assert [r["step"] for r in monitor.records] == [0, 1, 2]
+    assert all(set(r) == {"step", "loss", "gradient", "relative_step"} for r in monitor.records)
+    assert all(r["gradient"] > 0 for r in monitor.records)
+    assert torch.equal(edit(tiny, trajectory, target, plan=plan), once)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_guidance_can_be_cancelled_and_leaves_the_model_as_it_was(tiny, at):
+    """The fixture compares processors and hooks."""
+    step = make_step(tiny, monitor=Listening(raise_at=at))
+    with pytest.raises(KeyboardInterrupt):
+        optimizer().before_step(step)
+
+
+def test_the_forward_stops_after_the_last_layer_it_needs(tiny):
+    ran = []
+    hook = tiny.network.up_blocks[2].register_forward_hook(lambda *_: ran.append(1))
+    step = make_step(tiny)
+    optimizer().before_step(step)
+    assert ran == []
+    optimizer(levels="all").before_step(step)
+    assert ran == []  # left within the block, at its last attention
+    hook.remove()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_edit(tiny):
+    step = make_step(tiny)
+    z = step.latents.clone()
+    z[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="gradient of the STR loss is NaN or infinite: load the model in float32"):
+        optimizer().before_step(replace(step, latents=z))
+
+
+@pytest.mark.parametrize(("dtype", "reduction"), [("bfloat16", "row_sum"), ("float16", "global")])
+def test_half_precision_gradients_keep_their_direction(tiny, tiny_folder, dtype, reduction):
+    half = load_backbone(tiny_folder, dtype=dtype, memory=PlainMemory("cpu"))
+    step = make_step(tiny)
+    want = gradient(step, reduction=reduction, levels="all")
+    got = gradient(replace(step, backbone=half, positive=half.embed("a blue cross")), reduction=reduction, levels="all")
+    assert got.dtype == torch.float32
+    assert F.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.9
+    assert got.norm().item() == pytest.approx(want.norm().item(), rel=0.3)
+
+
+# ---- which layers ---------------------------------------------------------------------------------------------------
+
+
+def test_spatial_sites_are_paired_with_the_first_temporal_one_of_their_block(tiny):
+    coarse = [pair[0].block for pair in site_pairs(tiny)]
+    assert coarse == ["down.1.0", "mid.0.0", "up.1.0", "up.1.1"]
+    pairs = site_pairs(tiny, "all")
+    assert [s.block for s, _ in pairs] == ["down.0.0", *coarse, "up.2.0", "up.2.1"]
+    for spatial, temporal in pairs:
+        assert (spatial.kind, temporal.kind) == ("spatial", "temporal")
+        assert spatial.layer.endswith("attentions." + spatial.block[-1] + ".transformer_blocks.0.attn1")
+        assert temporal.layer == spatial.layer.replace("attentions", "temp_attentions")
+    assert {s.level for s, _ in site_pairs(tiny)} == {1, 2}
+
+
+def sites(*kinds, level=0):
+    return tuple(Site(f"layer.{i}", kind, "block", level, i) for i, kind in enumerate(kinds))
+
+
+@pytest.mark.parametrize("kinds", [(), ("spatial", "cross"), ("temporal", "temporal")])
+def test_a_model_without_both_kinds_of_attention_is_refused_before_anything_runs(kinds):
+    backbone = Gaussian()
+    backbone.sites = sites(*kinds, level=1)
+    clip, prompt = backbone.sample(), backbone.embed("a dog")
+    trajectory = invert(backbone, clip, prompt, steps=2)
+    backbone.evaluations.clear()
+    match = "'gaussian' has no spatial attention with temporal attention beside it: STR-Match wants a text-to-video"
+    with pytest.raises(ValueError, match=match):
+        edit(backbone, trajectory, prompt, plan=str_latent_optimizer(PLAIN))
+    assert backbone.evaluations == []
+
+
+def test_a_model_with_attention_at_the_finest_level_only_says_which_option_helps():
+    backbone = Gaussian()
+    backbone.sites = sites("spatial", "temporal")
+    with pytest.raises(ValueError, match="'gaussian' has attention at the finest level only: choose levels 'all'"):
+        site_pairs(backbone)
+    assert len(site_pairs(backbone, "all")) == 1
+
+
+def test_a_model_without_finest_attention_has_the_same_pairs_either_way(tmp_path):
+    backbone = load_backbone(make_folder(tmp_path / "coarse", blocks=COARSE_ONLY), memory=PlainMemory("cpu"))
+    assert site_pairs(backbone) == site_pairs(backbone, "all")
+    assert len(site_pairs(backbone)) == 4
+
+
+# ---- numbers and choices --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("numbers", "match"),
+    [
+        ({"strength": -0.1}, r"strength must be 0 or more, got -0\.1: 0 is the plain edit"),
+        ({"strength": float("nan")}, "strength must be 0 or more, got nan"),
+        ({"neighbours": 0}, "neighbours must be 1 or more, got 0"),
+        ({"start": 0.6, "end": 0.5}, r"want 0 <= start <= end <= 1, shares of the run, got 0\.6 and 0\.5"),
+        ({"start": -0.1}, r"want 0 <= start <= end <= 1, .* got -0\.1 and 1"),
+        ({"end": 1.5}, r"want 0 <= start <= end <= 1, .* got 0\.0 and 1\.5"),
+        ({"reduction": "mean"}, "no reduction 'mean': want one of row_sum, frame, layer, global"),
+        ({"step_mode": "adam"}, "no step_mode 'adam': want one of sgd, relative"),
+        ({"heads": "max"}, "no heads 'max': want one of mean, per_head"),
+        ({"levels": "finest"}, "no levels 'finest': want one of all_but_finest, all"),
+        ({"source_score": "stored"}, "no source_score 'stored': want one of recompute, inversion"),
+        ({"score": "l2"}, "no score 'l2': want one of str, maps"),
+    ],
+)
+def test_numbers_out_of_range_and_unknown_choices_are_refused(numbers, match):
+    with pytest.raises(ValueError, match=match):
+        str_latent_optimizer(PLAIN, **numbers)
+
+
+# ---- the viewer -----------------------------------------------------------------------------------------------------
+
+
+def test_the_score_of_a_point_is_the_papers_row_of_omega(tmp_path):
+    """On a model with a single pair of sites, so that nothing is averaged."""
+    blocks = ("DownBlock3D", "DownBlock3D", "DownBlock3D")
+    backbone = load_backbone(make_folder(tmp_path / "mid", blocks=blocks), memory=PlainMemory("cpu"))
+    ((spatial, temporal),) = site_pairs(backbone)
+    step = make_step(backbone, level=2)
+    label, prompt = step.trajectory.schedule.label(2), step.trajectory.prompt
+    with torch.no_grad():
+        s, t = (maps(backbone, step, step.source_latents(), label, prompt, x).mean(1) for x in (spatial, temporal))
+    token = 1 * 3 + 2  # of the 2x3 cells the point (0.9, 0.6) falls into the last
+    rows = omega(s, t, 1)[:, token].view(FRAMES, 1, 2, 3)
+    rows = F.interpolate(rows / rows.amax((2, 3), keepdim=True), SIZE, mode="bilinear")[:, 0]
+    got = score_heat(backbone, step.trajectory, (0.9, 0.6), 2)
+    torch.testing.assert_close(got, rows / rows.amax((1, 2), keepdim=True), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("point", [(0, 0), (1, 1), (0.3, 0.8)])
+@pytest.mark.parametrize("options", [{}, {"levels": "all", "neighbours": 2, "noise": 1.0}, {"noise": 0.0}])
+def test_a_heat_map_is_frames_of_the_clips_size(tiny, trajectory, point, options):
+    frames = score_frames(tiny, trajectory, x=point[0], y=point[1], **options)
+    assert frames.shape == (FRAMES, 12, 20, 3)
+    assert frames.dtype == torch.float32
+    assert 0 <= frames.min() <= frames.max() <= 1
+    assert (frames[:, int(point[1] * 11), int(point[0] * 19)] == 1).all()
+
+
+def test_each_frame_of_the_heat_reaches_one(tiny, trajectory):
+    heat = score_heat(tiny, trajectory, (0.2, 0.9), 2)
+    assert heat.shape == (FRAMES, *SIZE)
+    assert torch.equal(heat.amax((1, 2)), torch.ones(FRAMES))
+    assert heat.min() >= 0
+    assert not torch.equal(heat, score_heat(tiny, trajectory, (0.9, 0.1), 2))
+
+
+@pytest.mark.parametrize("bad", [{"x": -0.1}, {"y": 1.2}, {"noise": 2.0}, {"x": float("nan")}])
+def test_a_point_outside_the_frame_is_refused(tiny, trajectory, bad):
+    numbers = {"x": 0.5, "y": 0.25, "noise": 0.75, **bad}
+    match = rf"want x, y and noise in 0\.\.1, got {numbers['x']}, {numbers['y']} and {numbers['noise']}"
+    with pytest.raises(ValueError, match=match):
+        score_frames(tiny, trajectory, **numbers)
+
+
+def test_a_heat_map_wants_the_model_of_the_trajectory(tiny, trajectory):
+    foreign = replace(trajectory, prompt=replace(trajectory.prompt, model="0123"))
+    with pytest.raises(ValueError, match="inverted with another model than 'tiny'"):
+        score_frames(tiny, foreign, x=0.5, y=0.5)
