@@ -8,7 +8,7 @@ from torch import Tensor
 from ..tiles import computing_dtype, row_tiles
 from .reference import directions
 
-BUDGET = 2**24  # responsibilities held at once, 64 MB in float32
+BUDGET = 2**22  # responsibilities held at once, 16 MB in float32
 
 
 def em_sums_chunked(

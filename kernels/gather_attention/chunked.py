@@ -8,7 +8,7 @@ from torch import Tensor
 from ..tiles import row_tiles
 from .reference import gather_attention_reference
 
-BUDGET = 2**24  # gathered numbers held at once per operand, 64 MB in float32
+BUDGET = 2**22  # gathered numbers held at once per operand, 16 MB in float32
 
 
 def gather_attention_chunked(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float) -> Tensor:

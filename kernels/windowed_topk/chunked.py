@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..tiles import computing_dtype
 
-BUDGET = 2**25  # numbers held at once, 128 MB in float32
+BUDGET = 2**23  # numbers held at once, 32 MB in float32
 
 
 def windowed_topk_chunked(source: Tensor, target: Tensor, height: int, width: int, window: int, k: int):
