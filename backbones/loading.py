@@ -62,8 +62,10 @@ def _load_unet3d(folder: Path, name: str, classes: dict, dtype: torch.dtype, mem
 
     from .unet3d import UNet3DBackbone
 
-    network = _module(diffusers, classes["unet"], folder / "unet", torch_dtype=dtype)
-    vae = _module(diffusers, classes["vae"], folder / "vae", torch_dtype=torch.float32)
+    # diffusers takes less memory with accelerate; without it, it must be told not to ask for it.
+    frugal = {"low_cpu_mem_usage": diffusers.utils.is_accelerate_available()}
+    network = _module(diffusers, classes["unet"], folder / "unet", torch_dtype=dtype, **frugal)
+    vae = _module(diffusers, classes["vae"], folder / "vae", torch_dtype=torch.float32, **frugal)
     encoder = _module(transformers, classes["text_encoder"], folder / "text_encoder")
     tokenizer = _loaded(folder / "tokenizer", transformers, classes["tokenizer"])
     return UNet3DBackbone(
