@@ -1,0 +1,136 @@
+"""The architecture, checked by reading the source: no ComfyUI and no GPU needed."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from weft.tests.conftest import ROOT
+
+BELOW = {  # folder -> the folders it may import
+    "kernels": set(),
+    "engine": {"kernels"},
+    "methods": {"engine", "kernels"},
+    "backbones": {"engine", "kernels"},
+    "nodes": {"methods", "backbones", "engine", "kernels"},
+    "toyworld": {"backbones", "engine", "kernels"},
+    "workflows": {"headless", "toyworld"},
+    "headless": {"nodes", "methods", "backbones", "engine", "kernels", "toyworld", "benchmarks"},
+    "benchmarks": {"methods", "backbones", "engine", "kernels", "toyworld"},
+}
+FILES = {str(p.relative_to(ROOT)): p for folder in BELOW for p in sorted((ROOT / folder).rglob("*.py"))}
+COMFYUI = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server", "execution"}
+KNOWS_COMFYUI = re.compile(r"nodes/.*|backbones/(comfy_model|memory)\.py")
+KNOWS_DIFFUSERS = re.compile(r"(backbones|toyworld)/.*")
+KNOWS_TRITON = re.compile(r"kernels/\w+/fused\w*\.py")
+HEAVY = ("diffusers", "transformers", "triton", "cv2", "segment_anything")  # only when something asks for them
+
+
+@pytest.fixture(params=FILES)
+def name(request):
+    return request.param
+
+
+def imports(name):
+    """(module, whether it is one of ours) of every import in a file, except those for type checkers only."""
+    path = FILES.get(name, ROOT / name)
+    folder = path.relative_to(ROOT).parts[:-1]
+    for node in _running(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield _absolute(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            for alias in node.names:
+                yield _absolute(f"{node.module}.{alias.name}")
+        elif isinstance(node, ast.ImportFrom):
+            start = folder[: len(folder) + 1 - node.level]
+            for alias in node.names:
+                yield ".".join((*start, *filter(None, [node.module]), alias.name)), True
+
+
+def _absolute(module):
+    return (module.removeprefix("weft."), True) if module.startswith("weft.") else (module, False)
+
+
+def _running(tree):
+    if isinstance(tree, ast.If) and "TYPE_CHECKING" in ast.unparse(tree.test):
+        return
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        yield from _running(child)
+
+
+def test_imports_point_down(name):
+    folder = name.split("/")[0]
+    for module, ours in imports(name):
+        other = module.split(".")[0]
+        if ours and other != folder:
+            assert other in BELOW[folder], f"{folder}/ may not import {other}/ ({module})"
+
+
+@pytest.mark.parametrize(
+    ("who", "what"),
+    [
+        pytest.param(KNOWS_COMFYUI, COMFYUI, id="ComfyUI"),
+        pytest.param(KNOWS_DIFFUSERS, {"diffusers", "transformers"}, id="diffusers"),
+        pytest.param(KNOWS_TRITON, {"triton"}, id="triton"),
+    ],
+)
+def test_outside_packages_are_known_in_one_place(name, who, what):
+    found = {module.split(".")[0] for module, ours in imports(name) if not ours} & what
+    assert not found or who.fullmatch(name), f"{name} must not know {found}"
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("nodes/")])
+def test_nodes_are_thin(name):
+    """A node marshals arguments; loops and tensors belong in methods/ or engine/."""
+    tree = ast.parse((ROOT / name).read_text())
+    loops = [node.lineno for node in ast.walk(tree) if isinstance(node, (ast.For, ast.While))]
+    if name != "nodes/__init__.py":  # it lists the nodes
+        assert not loops, f"loops at lines {loops}"
+    if name != "nodes/host.py":  # it shows tensors in ComfyUI's preview
+        assert "torch" not in {module.split(".")[0] for module, ours in imports(name) if not ours}
+
+
+def test_the_door_imports_nothing():
+    """pytest runs the root `__init__.py` outside any package, and ComfyUI's log shows no traceback of its failures."""
+    body = ast.parse((ROOT / "__init__.py").read_text()).body
+    assert not [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def test_the_library_is_light():
+    modules = [f"weft.methods.{p.stem}" for p in (ROOT / "methods").glob("*.py") if p.stem != "__init__"]
+    modules += [f"weft.engine.{p.stem}" for p in (ROOT / "engine").glob("*.py") if p.stem != "__init__"]
+    modules += ["weft.kernels", "weft.backbones.loading", "weft.toyworld.world"]
+    code = f"import sys, {', '.join(modules)}; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_every_package_has_its_folder_here():
+    """A new folder of code must say what it may import."""
+    folders = {p.parent.relative_to(ROOT).parts[0] for p in ROOT.glob("*/*.py")} - {"tests"}
+    assert folders <= set(BELOW), f"add {folders - set(BELOW)} to BELOW"
+
+
+PRIVATE = re.compile(  # where this was made is nobody's business
+    r"(?<![\w.~])/(root|work|home)/\w"  # a machine's paths
+    r"|--(extra-)?index-url|\b(pypi\.org|pythonhosted\.org|npmjs\.(org|com))\b"  # where packages came from
+)
+
+
+def test_no_machine_paths_or_registry_hosts():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    found = []
+    for name in filter(None, tracked.stdout.split("\0")):
+        path = ROOT / name
+        try:
+            text = path.read_text()
+        except (UnicodeDecodeError, FileNotFoundError):  # pictures and weights; files deleted but not yet committed
+            continue
+        found += [f"{name}: {match.group()}" for match in PRIVATE.finditer(text)]
+    assert not found

@@ -1,0 +1,138 @@
+"""The shipped workflows fit the nodes as they are now, fit each other, and hold what the build was told to put in."""
+
+import json
+
+import pytest
+
+from weft.tests.conftest import ROOT
+from weft.tests.schemas import schemas
+from weft.workflows.build.graphs import GRAPHS
+
+FOLDER = ROOT / "workflows"
+CORE = {  # the nodes of ComfyUI that we use -> their widgets, in order
+    "LoadVideo": ("file",),
+    "GetVideoComponents": (),
+    "ImageToMask": ("channel",),
+    "CreateVideo": ("fps",),
+    "SaveVideo": ("filename_prefix", "format", "codec"),
+    "PreviewAny": (),
+}
+NOTES = {"MarkdownNote"}  # drawn by the browser, unknown to the server
+ANY = "*"  # the socket type of Preview Any
+
+
+@pytest.fixture(params=sorted(p.stem for p in FOLDER.glob("*.json")))
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def ui(name):
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def api(name):
+    return json.loads((FOLDER / "api" / f"{name}.json").read_text())
+
+
+def widgets(node):
+    """{name: value} of a node in UI format, where values have no names."""
+    if node["type"] in schemas():
+        names = [slot.name for slot in schemas()[node["type"]].inputs if slot.is_widget]
+        assert len(names) == len(node.get("widgets_values", [])), f"{node['title']}: saved with other widgets"
+    else:
+        names = CORE[node["type"]]
+    return dict(zip(names, node.get("widgets_values", [])))
+
+
+def as_api(ui):
+    """The graph as the server wants it, made from the UI format by hand."""
+    sources = {link: [str(node), slot] for link, node, slot, *_ in ui["links"]}
+    graph = {}
+    for node in ui["nodes"]:
+        if node["type"] not in NOTES:
+            linked = {i["name"]: sources[i["link"]] for i in node["inputs"] if i["link"] is not None}
+            graph[str(node["id"])] = {
+                "inputs": widgets(node) | linked,
+                "class_type": node["type"],
+                "_meta": {"title": node["title"]},
+            }
+    return graph
+
+
+def test_both_workflows_ship():
+    twins = sorted(p.stem for p in (FOLDER / "api").glob("*.json"))
+    assert sorted(p.stem for p in FOLDER.glob("*.json")) == twins == sorted(GRAPHS)
+
+
+def test_format_and_size(ui):
+    assert ui["version"] == 0.4
+    assert len(ui["nodes"]) <= 20
+
+
+def test_twin_has_the_same_nodes_links_and_values(ui, api):
+    for node in api.values():
+        if node["class_type"] == "PreviewAny":
+            del node["inputs"]["preview"]  # what it last showed, which the UI format does not keep
+    assert as_api(ui) == api
+
+
+def test_only_our_nodes_and_the_core(ui):
+    strangers = {n["type"] for n in ui["nodes"]} - set(schemas()) - set(CORE) - NOTES
+    assert not strangers
+
+
+def test_our_nodes_have_these_inputs_and_take_these_values(api):
+    for node in api.values():
+        if schema := schemas().get(node["class_type"]):
+            slots = {slot.name: slot for slot in schema.inputs}
+            assert set(node["inputs"]) <= set(slots), node["_meta"]["title"]
+            assert {n for n, s in slots.items() if not s.optional} <= set(node["inputs"]), node["_meta"]["title"]
+            bad = [n for n, v in node["inputs"].items() if slots[n].is_widget and not slots[n].takes(v)]
+            assert not bad, f"{node['_meta']['title']}: {bad}"
+
+
+def test_links_join_sockets_of_one_type(ui):
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    ours = {slot.type for s in schemas().values() for slot in (*s.inputs, *s.outputs)}
+    for _, start, output, end, entry, kind in ui["links"]:
+        given, wanted = nodes[start]["outputs"][output]["type"], nodes[end]["inputs"][entry]["type"]
+        assert given == wanted == kind or wanted == kind == ANY
+        assert not kind.startswith("WEFT_") or kind in ours, f"no node has a socket {kind}"
+        for node, side, slot in ((nodes[start], "outputs", output), (nodes[end], "inputs", entry)):
+            if schema := schemas().get(node["type"]):
+                named = {s.name: s.type for s in getattr(schema, side)}
+                assert kind in (named[node[side][slot]["name"]], ANY), f"{node['title']}: its {side} have changed"
+
+
+def test_titles_are_unique_and_short(ui):
+    titles = [node["title"] for node in ui["nodes"]]
+    assert len(set(titles)) == len(titles)
+    assert all("." not in t and "=" not in t and len(t) <= 20 for t in titles), "`--set Title.input=value` reads them"
+
+
+def test_clips_and_model_ship(api):
+    for node in api.values():
+        if node["class_type"] == "LoadVideo":
+            assert (FOLDER / node["inputs"]["file"]).stat().st_size < 1_000_000
+        if node["class_type"] == "WeftLoadModel":
+            toy = node["inputs"]["model"].removeprefix("toyworld/")
+            assert (ROOT / "toyworld" / "weights" / toy / "model_index.json").is_file()
+
+
+def test_is_what_the_build_says(name, api):
+    """Fails after a change of `graphs.py` without a rebuild."""
+    built = {node["_meta"]["title"]: node for node in api.values()}
+    wanted = {title: node for column in GRAPHS[name].values() for title, node in column.items()}
+    assert set(built) == {title for title, node in wanted.items() if node["type"] not in NOTES}
+    for title, node in wanted.items():
+        if node["type"] in NOTES:
+            continue
+        assert built[title]["class_type"] == node["type"]
+        for entry, value in node["inputs"].items():
+            got = built[title]["inputs"][entry]
+            if isinstance(value, dict):
+                assert api[got[0]]["_meta"]["title"] == value["title"]
+            else:
+                assert got == value, f"{title}.{entry}: rebuild the workflows"
