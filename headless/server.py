@@ -16,7 +16,7 @@ from .client import Server
 from .comfyui import ROOT
 
 PACK = "weft"  # the folder name in custom_nodes, which web pages and templates go by
-START_TIMEOUT = 180  # seconds; the first start on a slow machine compiles everything
+START_TIMEOUT = 300  # seconds; the first start on a slow machine compiles everything
 STOP_TIMEOUT = 10
 LOG_TAIL = 20  # lines
 

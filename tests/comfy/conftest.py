@@ -5,6 +5,7 @@ It is a process of its own: ComfyUI's `nodes` and `utils` would clash with ours,
 
 import importlib.util
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +40,8 @@ def server(comfyui, tmp_path_factory, tiny_folder):
     change_weights(models / "twin" / "unet")
     pickle_weights(models / "pickled" / "unet")
     truncate_weights(models / "truncated" / "unet")
+    (base / "custom_nodes").mkdir()
+    shutil.copy(Path(__file__).with_name("counting_node.py"), base / "custom_nodes")
     (models / "hollow").mkdir()
     shutil.copy(tiny_folder / "model_index.json", models / "hollow")
     with comfyui_server(comfyui, base, arguments=["--cpu"]) as running:
