@@ -19,11 +19,13 @@ FILES = sorted((Path(__file__).parent / "fused").glob("test_*.py"))
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_fused(path):
-    env = dict(os.environ, TRITON_INTERPRET="0" if torch.cuda.is_available() else "1")
+    gpu = torch.cuda.is_available()
+    env = dict(os.environ, TRITON_INTERPRET="0" if gpu else "1")
     env.pop("WEFT_KERNELS", None)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)]
-    run = subprocess.run(command, env=env, cwd=path.parents[3], capture_output=True, text=True, timeout=900)
+    run = subprocess.run(command, env=env, cwd=path.parents[3], capture_output=True, text=True, timeout=1800)
     summary = run.stdout.strip().rpartition("\n")[2]
     assert run.returncode == 0, f"{' '.join(command)}\n{run.stdout}\n{run.stderr}"
     assert re.search(r"\d+ passed", summary), f"no test ran: {summary}"
-    assert "skipped" not in summary, f"a kernel test was skipped: {summary}"
+    # mutants read out of bounds on purpose, so they run in the interpreter only
+    assert gpu or "skipped" not in summary, f"a kernel test was skipped: {summary}"
