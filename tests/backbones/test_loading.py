@@ -8,7 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from weft.backbones.loading import load_backbone
 from weft.backbones.memory import PlainMemory
+from weft.engine.inversion import invert
 from weft.engine.nouns import Evaluation
+from weft.engine.sampling import edit
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
@@ -273,3 +275,18 @@ def test_running_out_of_memory_is_passed_on_as_it_is(tiny_folder, monkeypatch):
     monkeypatch.setattr(UNet3DConditionModel, "from_pretrained", full)
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         load(tiny_folder)
+
+
+def test_the_noise_levels_are_those_the_folder_states(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    stated = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+    path.write_text(json.dumps({**config, **stated}))
+    backbone = load(folder)
+    schedule = backbone.schedule(4)
+    assert schedule.prediction == "v_prediction"
+    assert schedule.timesteps == (249, 499, 749, 999)
+    assert schedule.signal[-1] == 0
+    trajectory = invert(backbone, make_latents(frames=5, size=(4, 7)), backbone.embed("a red square"), steps=4)
+    assert trajectory.latents.isfinite().all()
+    assert edit(backbone, trajectory, backbone.embed("a blue cross")).shape == (5, 4, 4, 7)

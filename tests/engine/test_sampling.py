@@ -136,7 +136,7 @@ def test_the_source_runs_beside_the_edit_where_a_control_asks_for_it(backbone, t
     control, positive = Beside(), backbone.embed("a cat")
     got = edit(backbone, trajectory, positive, plan=PLAIN.then(control), guidance=guidance)
     for index, seen in enumerate(control.seen):
-        assert seen.rows == ("source", "negative", "positive") if guidance != 1 else ("source", "positive")
+        assert seen.rows == (("source", "positive") if guidance == 1 else ("source", "negative", "positive"))
         assert seen.prompts[0] is trajectory.prompt
         assert seen.prompts[-1] is positive
         assert torch.equal(seen.latents[0], trajectory.latents[STEPS - index])
