@@ -203,7 +203,7 @@ def test_a_missing_tensor_is_named_and_not_made_up(folder, part):
 def test_weights_of_another_size_are_refused(folder):
     config = json.loads((folder / "unet" / "config.json").read_text())
     (folder / "unet" / "config.json").write_text(json.dumps({**config, "cross_attention_dim": 32}))
-    with pytest.raises(ValueError, match=r"cannot load 'copy/unet': .*shape.*32.*64"):
+    with pytest.raises(ValueError, match=r"(?s)cannot load 'copy/unet': .*shape.*(32.*64|64.*32)"):
         load(folder)
 
 
