@@ -159,9 +159,9 @@ def papers(device, fused: bool) -> Iterator[Case]:
 
 def reduced(device, fused: bool) -> Iterator[Case]:
     single = torch.float32
-    sd = [(5, 8, 640, 4, 40), (5, 8, 160, 4, 80), (5, 8, 40, 4, 160), (1, 8, 10, 4, 160)]
+    sd = [(5, 4, 640, 4, 40), (5, 4, 160, 4, 80), (5, 4, 40, 4, 160), (1, 4, 10, 4, 160)]
     yield str_case("F=8 N=1024 H=4 D=32", [(1, 8, 1024, 4, 32)], device, single, fused)
-    yield str_case("SD UNet 8 x 20x32, all 16 layers", sd, device, single, fused)
+    yield str_case("SD UNet 4 x 20x32, all 16 layers", sd, device, single, fused)
     yield map_case(1, 4, 1024, 40, device, single, fused)
     for window in (3, 9, 95):
         yield topk_case(3, 48, 48, 160, window, device, single, fused)
