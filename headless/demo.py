@@ -59,7 +59,7 @@ def demo(comfyui: Path | None, graph: Graph, out: Path = OUTPUT) -> dict:
         "via": "library" if comfyui is None else "comfyui",
         "seconds": seconds,
         "workflow": WORKFLOW.relative_to(ROOT).as_posix(),
-        "prompts": dict(zip(("source", "target"), prompts(graph))),
+        "prompts": dict(zip(("source", "target", "negative"), prompts(graph))),
         "strength": settings(graph, OPTIMIZER)["strength"],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers")},
     }

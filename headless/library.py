@@ -39,22 +39,22 @@ def edits(graph: Graph, frames: Tensor, strengths: Sequence[float], steps: Steps
     model = settings(graph, "WeftLoadModel")
     folder = ROOT / "toyworld" / "weights" / Path(model["model"]).name
     backbone = load_backbone(folder, name=model["model"], dtype=model["dtype"])
-    source, target = (backbone.embed(text) for text in prompts(graph))
+    source, target, negative = (None if text is None else backbone.embed(text) for text in prompts(graph))
     inversion, sampler = settings(graph, "WeftDDIMInversion"), settings(graph, "WeftEditSampler")
     monitor = StepMonitor("invert", steps)
     trajectory = invert(backbone, backbone.encode(frames), source, **inversion, monitor=monitor)
     for strength in strengths:
         plan = str_latent_optimizer(PLAIN, **{**settings(graph, "WeftSTRLatentOptimizer"), "strength": strength})
         monitor = StepMonitor(f"edit at strength {strength:g}", steps)
-        numbers = {"guidance": sampler["cfg"], "seed": sampler["seed"]}
+        numbers = {"negative": negative, "guidance": sampler["cfg"], "seed": sampler["seed"]}
         yield backbone.decode(edit(backbone, trajectory, target, plan=plan, **numbers, monitor=monitor))
 
 
-def prompts(graph: Graph) -> tuple[str, str]:
-    """(source, target) texts of a workflow."""
-    wires = (("WeftDDIMInversion", "source_prompt"), ("WeftEditSampler", "positive"))
-    source, target = (graph[graph[find_node(graph, node)]["inputs"][name][0]] for node, name in wires)
-    return source["inputs"]["text"], target["inputs"]["text"]
+def prompts(graph: Graph) -> tuple[str, str, str | None]:
+    """(source, target, negative) texts of a workflow; no negative means the source's."""
+    wires = (("WeftDDIMInversion", "source_prompt"), ("WeftEditSampler", "positive"), ("WeftEditSampler", "negative"))
+    links = [graph[find_node(graph, node)]["inputs"].get(name) for node, name in wires]
+    return tuple(link and graph[link[0]]["inputs"]["text"] for link in links)
 
 
 def settings(graph: Graph, node: str) -> dict:

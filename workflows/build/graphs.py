@@ -20,7 +20,8 @@ NOTE = """\
 2. Change the words of what is to change in **Target prompt**, and nothing else.
 3. **STR-Match** strength: more follows the source, less edits more. **Sample** cfg: how hard to follow the prompt.
 4. Your own clip and model: put a diffusers folder (Zeroscope, ModelScope) into `models/diffusers`, choose it in \
-**Model**, start at strength 0.01 and cfg 7.5, and describe your clip in **Source prompt**.{own}
+**Model**, describe your clip in **Source prompt**, and start with the paper's numbers: strength 0.01, cfg 7.5, and \
+**Negative prompt** disconnected, so that guidance moves away from the source's prompt.{own}
 """
 PLAIN_NOTE = {"title": "", "mask": "", "s": "", "own": ""}
 MASKED_NOTE = {
@@ -48,6 +49,7 @@ def str_match(masked: bool) -> dict[str, dict[str, Any]]:
     prompts = {
         "Source prompt": _node("WeftEncodePrompt", model=model, text=source_text),
         "Target prompt": _node("WeftEncodePrompt", model=model, text=target_text),
+        "Negative prompt": _node("WeftEncodePrompt", model=model, text=""),
         "Encode": _node("WeftEncodeFrames", model=model, images=frames),
         "Invert": _node(
             "WeftDDIMInversion", model=model, latent=wire("Encode"), source_prompt=wire("Source prompt"), steps=STEPS
@@ -67,6 +69,7 @@ def str_match(masked: bool) -> dict[str, dict[str, Any]]:
             model=model,
             trajectory=wire("Invert"),
             positive=wire("Target prompt"),
+            negative=wire("Negative prompt"),
             plan=wire("Blend" if masked else "STR-Match"),
             cfg=CFG,
         ),
