@@ -10,7 +10,7 @@ from typing import Any
 from ...toyworld import clip
 
 STEPS = 50
-STRENGTH = 0.15  # of STR-Match, for toyworld/video
+STRENGTH = 0.5  # of STR-Match, for toyworld/video
 CFG = 4.0
 MODEL = "toyworld/video"
 
