@@ -6,7 +6,7 @@ from weft.headless.client import Interrupted
 from weft.tests.comfy.graphs import node, plain, str_match
 
 pytestmark = pytest.mark.comfy
-LONG = 100  # steps: many times what passes until a cancel arrives
+LONG = 60  # steps: many times what passes until a cancel arrives
 EVALUATION = "weft_test_evaluation"  # see counting_node.py
 RUNS = {
     "inversion": (plain, "invert"),
