@@ -133,8 +133,9 @@ class Case:
 
     @property
     def mask(self) -> Tensor:
-        """[F, H, W]: wherever the old or the new sprite is."""
-        return torch.maximum(world.sprite_alpha(self.source)[0], world.sprite_alpha(self.target)[0])
+        """[F, H, W] of 0 and 1: wherever the old or the new sprite is."""
+        old, new = (world.sprite_alpha(clips)[0] for clips in (self.source, self.target))
+        return ((old > 0) | (new > 0)).float()
 
 
 class Bench:

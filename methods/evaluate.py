@@ -19,8 +19,8 @@ def evaluate_edit(
     """Compares an edited clip with its source.
 
     Args:
-        mask: [F or 1, H, W] of the edited thing; adds `psnr_background` to the source where it is 0 and
-            `psnr_edited` where it is not.
+        mask: [F or 1, H, W] of the edited thing; adds `psnr_background` to the source where it is under 0.5
+            and `psnr_edited` where it is not.
         reference: the wished-for edit; adds `psnr_reference`.
 
     Returns:
@@ -82,4 +82,4 @@ def _expand_mask(mask: Tensor, clip: Tensor) -> Tensor:
         raise ValueError(f"want a mask {list(clip.shape[:3])} or one frame of it, got {list(mask.shape)}")
     if not torch.isfinite(mask).all():
         raise ValueError("the mask holds NaN or infinity")
-    return (mask > 0).expand(clip.shape[:3])
+    return (mask >= 0.5).expand(clip.shape[:3])

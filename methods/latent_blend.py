@@ -66,7 +66,8 @@ class LatentBlend(Control):
     @plain_torch
     def cells(self, grid: tuple[int, int]) -> Tensor:
         """[1 or F, 1, h, w] of 0 and 1: which latent cells are edited."""
-        cells = (F.adaptive_max_pool2d(ordinary(self.mask)[:, None].float(), tuple(grid)) > 0).float()
+        # Half, not any: a mask that was a video has faint specks around its edge.
+        cells = (F.adaptive_max_pool2d(ordinary(self.mask)[:, None].float(), tuple(grid)) >= 0.5).float()
         for _ in range(self.dilate):
             cells = F.max_pool2d(cells, 3, stride=1, padding=1)
         return cells
@@ -76,7 +77,7 @@ def latent_blend(plan: EditPlan, mask: Tensor, *, dilate: int = 1, schedule: Sch
     """`plan` with the source kept outside a mask.
 
     Args:
-        mask: [F, H, W], or [1, H, W] for all frames, at the frames' size; 1 is edited, any coverage counts.
+        mask: [F, H, W], or [1, H, W] for all frames, at the frames' size; 0.5 and more is edited.
         dilate: grow the edited region by this many latent cells.
         schedule: "hard" keeps the source outside the mask at every step.
 

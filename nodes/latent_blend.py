@@ -20,7 +20,7 @@ class WeftLatentBlend(io.ComfyNode):
                 sockets.plan_input(),
                 io.Mask.Input(
                     "mask",
-                    tooltip="White is edited. One mask a frame, or one for all, as large as the frames that were "
+                    tooltip="White is edited, from half white on. One mask a frame, or one for all, as large as the frames that were "
                     "encoded. Cover the old and the new shape.",
                 ),
                 io.Combo.Input(

@@ -34,7 +34,8 @@ def test_psnr_is_over_all_pixels_and_frames(clip):
 @pytest.mark.parametrize("frames", [1, 3])
 def test_a_mask_parts_the_edit_from_its_background(clip, frames):
     mask = torch.zeros(frames, 4, 6)
-    mask[:, 1, 2:4] = 0.3  # any coverage counts
+    mask[:, 1, 2:4] = 0.5  # half counts, less does not
+    mask[:, 0, 0] = 0.4
     changed = clip.clone()
     changed[:, 1, 2:4] += 0.1
     figures = evaluate_edit(clip, changed, mask=mask)

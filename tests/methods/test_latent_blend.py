@@ -68,11 +68,11 @@ def test_a_mask_per_frame_acts_on_its_own_frame(run, backbone, trajectory):
     assert torch.equal(got[1], plain[1])  # this denoiser treats frames one by one
 
 
-@pytest.mark.parametrize("value", [1.0, 1e-3])
-def test_a_cell_is_edited_if_any_of_it_is_masked(value):
+@pytest.mark.parametrize(("value", "edited"), [(1.0, 1), (0.5, 1), (0.49, 0)])
+def test_a_cell_is_edited_if_any_of_its_pixels_is_half_masked(value, edited):
     """Frames of 24x30 pixels over 6x10 cells: 4x3 pixels a cell."""
     mask = one(0, 11, 29, size=(24, 30), value=value)
-    assert torch.equal(blend(mask, dilate=0).cells(SIZE), one(0, 2, 9)[:, None])
+    assert torch.equal(blend(mask, dilate=0).cells(SIZE), one(0, 2, 9, value=edited)[:, None])
 
 
 def test_dilation_grows_the_region_by_a_cell_on_every_side():
