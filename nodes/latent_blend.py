@@ -20,8 +20,8 @@ class WeftLatentBlend(io.ComfyNode):
                 sockets.plan_input(),
                 io.Mask.Input(
                     "mask",
-                    tooltip="White is edited, from half white on. One mask a frame, or one for all, as large as the frames that were "
-                    "encoded. Cover the old and the new shape.",
+                    tooltip="White is edited, from half white on. One mask a frame, or one for all, as large as the "
+                    "frames that were encoded. Cover the old and the new shape.",
                 ),
                 io.Combo.Input(
                     "schedule",

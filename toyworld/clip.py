@@ -16,7 +16,7 @@ from torch import Tensor
 from . import world
 from .world import Clips
 
-SEED = 4321  # the models are trained on seed 1234
+SEED = 4345  # the models are trained on seed 1234
 EDIT = ("shape", "color")
 FPS = 8
 NEARLY_LOSSLESS = {"crf": "8", "preset": "veryslow"}
