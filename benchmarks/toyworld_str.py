@@ -226,7 +226,7 @@ def table() -> str:
     for row in read_rows():
         groups[row["section"], row["setting"]][row["clip"]] = row
     lines = [HEADER.format(date=date.today(), commit=_commit(), clips=CLIPS, seed=FIRST_SEED)]
-    for section in dict.fromkeys(s.section for s in settings()):
+    for section in dict.fromkeys(s.section for s in settings() if (s.section, s.name) in groups):
         shown = SHOWN_ROUND_TRIP if section == ROUND_TRIP else SHOWN
         lines += [f"\n## {section}\n", "| | n | " + " | ".join(h for h, _ in shown.values()) + " |"]
         lines += ["|---" * (len(shown) + 2) + "|"]
