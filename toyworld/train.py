@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -364,6 +365,10 @@ def assemble(name: str, unet, out: Path, encoder=None) -> None:
         pipeline = getattr(diffusers, family)(**parts, **unsafe)
     shutil.rmtree(out / name, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(out / name, safe_serialization=True)
+    for file in (out / name).glob("*/config.json"):  # they remember the folder their weights were read from
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 MODELS = {
