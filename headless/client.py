@@ -208,7 +208,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         graph = read_graph(options.workflow)
         result = run_workflow(options.server, graph, changes, options.upload, Progress(graph))
-        for text in (t for output in result.outputs.values() for t in output.get("text", ())):
+        texts = (text for output in result.outputs.values() for text in output.get("text", ()))
+        for text in dict.fromkeys(texts):  # a node's figures and the node that shows them say the same
             print(text)
         if options.out:
             _save(result, options.out)
