@@ -5,6 +5,7 @@
     python -m weft.toyworld.train video      # UNet3DConditionModel, its spatial layers started from the image model
     python -m weft.toyworld.train words      # the video model on, with a text encoder of its own
     python -m weft.toyworld.train shapes     # and on, half of it with squares and circles, which it took for one thing
+    python -m weft.toyworld.train detail     # the image model on: attention at 16x16, and the words it confused
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
 
 `--steps N` shortens a run. Working files go to `toyworld/runs`, finished models to `toyworld/weights/<model>` as
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -24,10 +24,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import text, world
-from .training import SCHEDULER, Loss, Recipe, add_noise, alpha_bars, stratified_timesteps, train
+from .models import assemble, load_text, make_image_unet, make_vae, make_video_unet, refined, without_dropout
+from .training import Loss, Recipe, add_noise, alpha_bars, stratified_timesteps, train
 
 HERE = Path(__file__).resolve().parent
 RECIPES = {
@@ -36,84 +37,12 @@ RECIPES = {
     "video": Recipe(steps=3000, peak_rate=1.5e-3, seed=3),
     "words": Recipe(steps=1000, peak_rate=1.2e-3, warmup=50, seed=5),
     "shapes": Recipe(steps=650, peak_rate=1.5e-3, warmup=30, ema=0.99, seed=6),
-    "instruct": Recipe(steps=3000, peak_rate=1.5e-3, seed=4),
+    "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
+    "instruct": Recipe(steps=2200, peak_rate=1.5e-3, seed=4),
 }
-BATCH = {"image": 64, "video": 8, "instruct": 48}
+BATCH = {"image": 64, "video": 8, "detail": 48, "instruct": 48}
 CLIPS, CLIPS_SEED = 3000, 1234  # the training set; every other seed is held out
 PREFIXES = ("a video of ", "a photo of ", "make it ", "turn it into ")
-UNET = {
-    "sample_size": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (32, 64),
-    "layers_per_block": 1,
-    "attention_head_dim": 8,
-    "norm_num_groups": 8,
-    "cross_attention_dim": text.WIDTH,
-}
-
-
-# ---- the parts ------------------------------------------------------------------------------------------------------
-
-
-def make_vae():
-    """64x64x3 -> 16x16x4, 0.4 M parameters."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 48),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=world.SIZE,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-    )
-
-
-def make_image_unet(in_channels: int = 4):
-    """Attention at 8x8 only: at 16x16 it doubles the cost of a step."""
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        use_linear_projection=True,  # as in UNet3DConditionModel, so that the weights carry over
-        **{**UNET, "in_channels": in_channels},
-    )
-
-
-def make_video_unet(image_unet=None):
-    """The image UNet inflated: its spatial layers, and temporal layers that start as the identity."""
-    from diffusers import UNet3DConditionModel
-
-    unet = UNet3DConditionModel(
-        down_block_types=("DownBlock3D", "CrossAttnDownBlock3D"),
-        up_block_types=("CrossAttnUpBlock3D", "UpBlock3D"),
-        **UNET,
-    )
-    without_dropout(unet)
-    if image_unet is not None:
-        missing, unexpected = unet.load_state_dict(image_unet.state_dict(), strict=False)
-        if unexpected or not all("temp" in name or "transformer_in" in name for name in missing):
-            raise ValueError(f"the image model does not fit into the video model: {missing} {unexpected}")
-        for name, module in unet.named_modules():
-            if name.endswith("proj_out") and ("temp_attentions" in name or "transformer_in" in name):
-                nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
-    return unet
-
-
-def without_dropout(unet):
-    """diffusers' temporal convolutions drop a tenth; a model this small has nothing to spare."""
-    for module in unet.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return unet
-
-
 # ---- the VAE --------------------------------------------------------------------------------------------------------
 
 
@@ -205,25 +134,53 @@ def diffusion_loss(predicted: Tensor, target: Tensor, cells: Tensor, step: int, 
 def train_image(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
     torch.manual_seed(recipe.seed)
     tokenizer = text.make_tokenizer(out / "tokenizer")
-    encoder, unet = text.make_text_encoder(tokenizer), make_image_unet()
-    latents, cells, sentences = training_set(out, runs, clips)
+    encoder, unet = text.make_text_encoder(tokenizer), make_image_unet(fine=False)
+    loss = image_loss("image", unet, encoder, tokenizer, recipe, training_set(out, runs, clips))
+    train("image", [unet, encoder], loss, recipe, runs)
+    encoder.save_pretrained(out / "text_encoder")
+    assemble("image", unet, out)
+
+
+def train_detail(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
+    """Correspondence and attention across frames want finer tokens than the video model's 8x8. The text encoder goes on
+    from the video model's, which tells a circle from a square, and half of every batch shows them."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    torch.manual_seed(recipe.seed)
+    tokenizer, _ = load_text(out)
+    encoder = CLIPTextModel.from_pretrained(out / "video" / "text_encoder").float()
+    unet = refined(UNet2DConditionModel.from_pretrained(out / "image" / "unet", torch_dtype=torch.float32))
+    loss = image_loss("detail", unet, encoder, tokenizer, recipe, training_set(out, runs, clips), focus=True)
+    train("detail", [unet, encoder], loss, recipe, runs)
+    assemble("image", unet, out, encoder)
+
+
+def image_loss(
+    name: str, unet, encoder, tokenizer, recipe: Recipe, data: tuple[Tensor, Tensor, list[str]], focus: bool = False
+) -> Loss:
+    """The loss on single frames; with `focus`, half of them show a square or a circle and are noised to where a shape
+    is decided."""
+    latents, cells, sentences = data
+    alike = squares_and_circles(sentences)
     ids = torch.stack([text.token_ids(tokenizer, [p + s for s in sentences]) for p in ("", *PREFIXES)])
     empty, alpha_bar = text.token_ids(tokenizer, [""])[0], alpha_bars()
     frames = latents.shape[1]
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        n = BATCH["image"]
+        n = BATCH[name]
         i = torch.randint(len(latents) * frames, (n,), generator=generator)
+        if focus:
+            i[: n // 2] = alike[i[: n // 2] % len(alike)] * frames + i[: n // 2] % frames
         x, m = latents.flatten(0, 1)[i].float(), cells.flatten(0, 1)[i][:, None].float()
         prefix = torch.randint(len(ids), (n,), generator=generator) * (torch.rand(n, generator=generator) < 0.3)
         prompt = torch.where(torch.rand(n, 1, generator=generator) < 0.1, empty, ids[prefix, i // frames])
         t = stratified_timesteps(n, generator)
+        t = torch.where(torch.arange(n) < n // 2, 100 + t * 6 // 10, t) if focus else t
         noised, v = add_noise(x, t, torch.randn(x.shape, generator=generator), alpha_bar)
         return diffusion_loss(unet(noised, t, encoder(prompt)[0]).sample, v, m, step, recipe.steps)
 
-    train("image", [unet, encoder], loss, recipe, runs)
-    encoder.save_pretrained(out / "text_encoder")
-    assemble("image", unet, out)
+    return loss
 
 
 def train_video(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
@@ -265,7 +222,7 @@ def video_loss(
 ) -> Loss:
     """The loss on clips; with `focus`, that of `train_shapes`."""
     latents, cells, sentences = data
-    alike = torch.tensor([k for k, s in enumerate(sentences) if "square" in s or "circle" in s])
+    alike = squares_and_circles(sentences)
     ids = torch.stack([text.token_ids(tokenizer, [p + s for s in sentences]) for p in ("", PREFIXES[0])])
     empty, alpha_bar = text.token_ids(tokenizer, [""])[0], alpha_bars()
 
@@ -288,11 +245,18 @@ def video_loss(
     return loss
 
 
+def squares_and_circles(sentences: list[str]) -> Tensor:
+    """Which clips show the two shapes that differ by less than a latent cell."""
+    return torch.tensor([k for k, s in enumerate(sentences) if "square" in s or "circle" in s])
+
+
 def train_instruct(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
     torch.manual_seed(recipe.seed)
-    tokenizer, encoder = load_text(out)
+    tokenizer, _ = load_text(out)
+    encoder = CLIPTextModel.from_pretrained(out / "image" / "text_encoder").float().eval().requires_grad_(False)
     vae = AutoencoderKL.from_pretrained(out / "vae").eval()
     image = UNet2DConditionModel.from_pretrained(out / "image" / "unet", torch_dtype=torch.float32)
     unet = make_image_unet(in_channels=8)
@@ -318,7 +282,7 @@ def train_instruct(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) ->
         return diffusion_loss(unet(torch.cat([noised, given], 1), t, prompt).sample, v, m, step, recipe.steps)
 
     train("instruct", [unet], loss, recipe, runs)
-    assemble("instruct", unet, out)
+    assemble("instruct", unet, out, encoder)
 
 
 def instruction_pairs(vae, clips: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
@@ -338,45 +302,13 @@ def instruction_pairs(vae, clips: int) -> tuple[Tensor, Tensor, Tensor, list[str
     return torch.cat(source), torch.cat(target), torch.cat(cells), sentences
 
 
-# ---- folders --------------------------------------------------------------------------------------------------------
-
-
-def load_text(out: Path):
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    encoder = CLIPTextModel.from_pretrained(out / "text_encoder").eval().requires_grad_(False)
-    return CLIPTokenizer.from_pretrained(out / "tokenizer"), encoder
-
-
-def assemble(name: str, unet, out: Path, encoder=None) -> None:
-    """Writes `out/<name>`: a diffusers folder in fp16 with its own copy of the VAE, text encoder and tokenizer."""
-    import diffusers
-
-    vae = diffusers.AutoencoderKL.from_pretrained(out / "vae")
-    tokenizer, shared = load_text(out)
-    encoder = shared if encoder is None else encoder
-    parts = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet}
-    parts["scheduler"] = diffusers.DDIMScheduler(**SCHEDULER)
-    if name == "video":
-        pipeline = diffusers.TextToVideoSDPipeline(**parts)
-    else:
-        family = {"image": "StableDiffusionPipeline", "instruct": "StableDiffusionInstructPix2PixPipeline"}[name]
-        unsafe = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = getattr(diffusers, family)(**parts, **unsafe)
-    shutil.rmtree(out / name, ignore_errors=True)
-    pipeline.to(torch.float16).save_pretrained(out / name, safe_serialization=True)
-    for file in (out / name).glob("*/config.json"):  # they remember the folder their weights were read from
-        config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)
-        file.write_text(json.dumps(config, indent=2) + "\n")
-
-
 MODELS = {
     "vae": train_vae,
     "image": train_image,
     "video": train_video,
     "words": train_words,
     "shapes": train_shapes,
+    "detail": train_detail,
     "instruct": train_instruct,
 }
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weft.toyworld import sample, train, training, world
+from weft.toyworld import models, sample, train, training, world
 from weft.toyworld.training import Recipe
 
 RECIPE = Recipe(steps=3, peak_rate=1e-3, warmup=1)
@@ -105,7 +105,7 @@ def test_whitening_keeps_the_pictures_and_standardises_the_latents():
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    vae = train.make_vae().eval()
+    vae = models.make_vae().eval()
     before = AutoencoderKL.from_config(vae.config).eval()
     before.load_state_dict(vae.state_dict())
     train.whiten(vae)
@@ -121,25 +121,36 @@ def test_whitening_keeps_the_pictures_and_standardises_the_latents():
         torch.testing.assert_close(shift, shift[:, :, :1].expand_as(shift), atol=1e-4, rtol=1e-4)
 
 
-def test_the_video_model_starts_as_the_image_model(folders):
+def test_the_video_model_starts_as_the_image_model():
     """Frame by frame it computes what the image model does, until training changes its temporal layers."""
-    from diffusers import UNet2DConditionModel
-
-    image = UNet2DConditionModel.from_pretrained(folders[1] / "image" / "unet", torch_dtype=torch.float32).eval()
-    video = train.make_video_unet(image).eval()
+    torch.manual_seed(0)
+    image = models.make_image_unet(fine=False).eval()
+    video = models.make_video_unet(image).eval()
     x, t, prompt = torch.randn(2, 4, 3, 16, 16), torch.tensor([10, 700]), torch.randn(2, 16, 64)
     with torch.no_grad():
         frames = [image(x[:, :, f], t, prompt).sample for f in range(3)]
         torch.testing.assert_close(video(x, t, prompt).sample, torch.stack(frames, 2), atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="does not fit into the video model"):
-        train.make_video_unet(train.make_image_unet().down_blocks)
+        models.make_video_unet(models.make_image_unet())
+
+
+def test_finer_attention_starts_as_the_identity():
+    torch.manual_seed(0)
+    coarse = models.make_image_unet(fine=False).eval()
+    fine = models.refined(coarse).eval()
+    x, t, prompt = torch.randn(2, 4, 16, 16), torch.tensor([10, 700]), torch.randn(2, 16, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(fine(x, t, prompt).sample, coarse(x, t, prompt).sample, atol=1e-4, rtol=1e-4)
+    assert len(fine.attn_processors) > len(coarse.attn_processors)
+    with pytest.raises(ValueError, match="train image anew before detail"):
+        models.refined(fine)
 
 
 class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["image", "video", "instruct"])
+@pytest.mark.parametrize("name", ["image", "words", "instruct"])
 def test_a_stopped_run_ends_where_an_unbroken_one_does(folders, name, tmp_path, monkeypatch):
     recipe = replace(RECIPE, steps=4)
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
