@@ -7,6 +7,7 @@
     python -m weft.toyworld.train shapes     # and on, half of it with squares and circles, which it took for one thing
     python -m weft.toyworld.train detail     # the image model on: attention at 16x16, and the words it confused
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
+    python -m weft.toyworld.train sam        # a small SAM, for masks by click; on its own
 
 `--steps N` shortens a run. Working files go to `toyworld/runs`, finished models to `toyworld/weights/<model>` as
 diffusers folders in fp16, their logs to `toyworld/logs`.
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from . import text, world
 from .models import assemble, load_text, make_image_unet, make_vae, make_video_unet, refined, without_dropout
+from .sam import train_sam
 from .training import Loss, Recipe, add_noise, alpha_bars, stratified_timesteps, train
 
 HERE = Path(__file__).resolve().parent
@@ -39,6 +41,7 @@ RECIPES = {
     "shapes": Recipe(steps=650, peak_rate=1.5e-3, warmup=30, ema=0.99, seed=6),
     "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
     "instruct": Recipe(steps=2200, peak_rate=1.5e-3, seed=4),
+    "sam": Recipe(steps=1200, peak_rate=1e-3, seed=1234),
 }
 BATCH = {"image": 64, "video": 8, "detail": 48, "instruct": 48}
 CLIPS, CLIPS_SEED = 3000, 1234  # the training set; every other seed is held out
@@ -310,7 +313,9 @@ MODELS = {
     "shapes": train_shapes,
     "detail": train_detail,
     "instruct": train_instruct,
+    "sam": train_sam,
 }
+DRAW_AS_THEY_GO = {"vae", "sam"}  # the others are trained on a set of clips
 
 
 def main() -> None:
@@ -326,7 +331,7 @@ def main() -> None:
     if arguments.steps:
         recipe = replace(recipe, steps=arguments.steps)
     model = MODELS[arguments.model]
-    if arguments.model != "vae":
+    if arguments.model not in DRAW_AS_THEY_GO:
         model = partial(model, clips=arguments.clips)
     model(recipe, arguments.runs, arguments.out)
     arguments.logs.mkdir(parents=True, exist_ok=True)
