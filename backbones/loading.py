@@ -9,8 +9,11 @@ from typing import Literal
 
 import torch
 
+from .diffusers_unet import DiffusersUNet
 from .memory import Memory, PlainMemory
 from .protocol import Backbone
+from .unet2d import UNet2DBackbone
+from .unet3d import UNet3DBackbone
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -53,34 +56,39 @@ def load_backbone(
         _require_readable_weights(folder / part)
     memory = memory or PlainMemory()
     kind = memory.default_dtype() if dtype == "auto" else getattr(torch, dtype)
-    return _FAMILIES[family](folder, name or folder.name, classes, kind, memory, check)
+    return _load_unet(_FAMILIES[family], folder, name or folder.name, classes, kind, memory, check)
 
 
-def _load_unet3d(folder: Path, name: str, classes: dict, dtype: torch.dtype, memory: Memory, check) -> Backbone:
+def _load_unet(
+    family: type[DiffusersUNet], folder: Path, name: str, classes: dict, dtype: torch.dtype, memory: Memory, check
+) -> Backbone:
     import diffusers
     import transformers
-
-    from .unet3d import UNet3DBackbone
 
     # diffusers takes less memory with accelerate; without it, it must be told not to ask for it.
     frugal = {"low_cpu_mem_usage": diffusers.utils.is_accelerate_available()}
     network = _module(diffusers, classes["unet"], folder / "unet", torch_dtype=dtype, **frugal)
     vae = _module(diffusers, classes["vae"], folder / "vae", torch_dtype=torch.float32, **frugal)
+    _require_known(network, vae, folder.name)
     encoder = _module(transformers, classes["text_encoder"], folder / "text_encoder")
     tokenizer = _loaded(folder / "tokenizer", transformers, classes["tokenizer"])
-    return UNet3DBackbone(
-        name,
-        network,
-        vae,
-        encoder.to(dtype=dtype),
-        tokenizer,
-        _read_json(folder / "scheduler" / "scheduler_config.json", "it states the noise levels"),
-        memory,
-        check,
-    )
+    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", "it states the noise levels")
+    return family(name, network, vae, encoder.to(dtype=dtype), tokenizer, scheduler, memory, check)
 
 
-_FAMILIES = {"UNet3DConditionModel": _load_unet3d}
+_FAMILIES = {"UNet2DConditionModel": UNet2DBackbone, "UNet3DConditionModel": UNet3DBackbone}
+
+
+def _require_known(network, vae, name: str) -> None:
+    """Refuses relatives of Stable Diffusion whose networks want inputs that are not given."""
+    takes, latent = network.config.in_channels, vae.config.latent_channels
+    if getattr(network.config, "addition_embed_type", None) is not None:
+        raise ValueError(f"'{name}' is an SDXL-like model, which is not supported: use Stable Diffusion 1.x or 2.x")
+    if takes not in (latent, 2 * latent):
+        raise ValueError(
+            f"the network of '{name}' takes {takes} channels and the latents have {latent}: inpainting and depth "
+            "models are not supported, use a text-to-image, a text-to-video or an InstructPix2Pix model"
+        )
 
 
 def _module(library, kind: str, folder: Path, **options):

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ..engine.nouns import Control, Evaluation, Prompt, Site
+from ..engine.nouns import Block, Control, Evaluation, Prompt, Site
 from ..engine.schedule import Schedule
 
 Part = Literal["network", "vae", "text_encoder"]
@@ -27,7 +27,9 @@ class Backbone(Protocol):
     fingerprint: str  # of the weights: two models that differ in any tensor differ here
     device: torch.device
     sites: tuple[Site, ...]  # attention layers in the order they run
-    blocks: tuple[str, ...]  # whose outputs the feature seam sees
+    blocks: tuple[Block, ...]  # what the feature seam sees, in the order they run
+    framewise: bool  # frames do not see each other: they may be evaluated in chunks
+    sees_source: bool  # the network is given the source's picture (`Evaluation.image`), as InstructPix2Pix
     pixels_per_cell: int  # a frame's height and width over the latent's
 
     def encode(self, frames: Tensor) -> Tensor:

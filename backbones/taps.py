@@ -16,14 +16,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..engine.attention import attend_with
-from ..engine.nouns import AttentionCall, Control, Evaluation, Site
+from ..engine.nouns import AttentionCall, Block, Control, Evaluation, Site
 
 
 @contextmanager
 def tapped(
     network: nn.Module,
     sites: Sequence[Site],
-    blocks: Sequence[str],
+    blocks: Sequence[Block],
     grids: Mapping[int, tuple[int, int, int]],
     evaluation: Evaluation,
     controls: Sequence[Control],
@@ -40,7 +40,7 @@ def tapped(
         if reading:
             for block in blocks:
                 hook = _feature_hook(block, evaluation, reading)
-                stack.callback(network.get_submodule(block).register_forward_hook(hook).remove)
+                stack.callback(network.get_submodule(block.name).register_forward_hook(hook).remove)
         yield
 
 
@@ -66,8 +66,16 @@ class TappedAttention:
         def heads(x: Tensor) -> Tensor:
             return rearrange(x, "(r g) m (h d) -> r g h m d", r=rows, h=layer.heads)
 
+        def project(tokens: Tensor) -> tuple[Tensor, Tensor]:
+            flat = rearrange(tokens, "r g m c -> (r g) m c")
+            return tuple(
+                rearrange(to(flat), "(r g) m (h d) -> r g h m d", r=len(tokens), h=layer.heads)
+                for to in (layer.to_k, layer.to_v)
+            )
+
         q, k, v = heads(layer.to_q(hidden_states)), heads(layer.to_k(context)), heads(layer.to_v(context))
-        call = AttentionCall(self.site, self.evaluation, self.grid, layer.scale)
+        tokens = rearrange(hidden_states, "(r g) m c -> r g m c", r=rows)
+        call = AttentionCall(self.site, self.evaluation, self.grid, layer.scale, tokens, project)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, scale=layer.scale)
@@ -77,7 +85,7 @@ class TappedAttention:
         return layer.to_out[1](layer.to_out[0](x))
 
 
-def _feature_hook(block: str, evaluation: Evaluation, controls: Sequence[Control]):
+def _feature_hook(block: Block, evaluation: Evaluation, controls: Sequence[Control]):
     rows = len(evaluation.rows)
 
     def hook(module: nn.Module, inputs, output):

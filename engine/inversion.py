@@ -11,7 +11,7 @@ from torch import Tensor
 from .autograd import ordinary, plain_torch
 from .monitor import SILENT, Monitor
 from .nouns import PLAIN, EditPlan, Evaluation, Prompt, Trajectory
-from .sampling import evaluate_with
+from .sampling import evaluate_with, require_chunks
 
 if TYPE_CHECKING:
     from ..backbones.protocol import Backbone
@@ -30,6 +30,7 @@ def invert(
     convention: Convention = "warm_start",
     evaluations: int = 1,
     plan: EditPlan = PLAIN,
+    chunk_frames: int = 0,
     budget: int = 8 * 2**30,
     monitor: Monitor = SILENT,
 ) -> Trajectory:
@@ -44,6 +45,7 @@ def invert(
             the sampler's step: one evaluation a step and one more at the start.
         evaluations: per step, for "warm_start"; more reconstruct better, but drift from the noise a model expects.
         plan: attention, feature and evaluation controls that shape the inversion too.
+        chunk_frames: evaluate this many frames at a time, for models whose frames do not see each other; 0: all.
         budget: bytes the trajectory may take in main memory.
         monitor: progress and cancel.
 
@@ -70,16 +72,19 @@ def invert(
             "frames or steps, or smaller frames"
         )
     _require_finite(z, "the latents to invert hold NaN or infinity: check the frames and the VAE's precision")
+    require_chunks(backbone, len(z), chunk_frames, plan)
     levels = [z.cpu()]
+    clean = z if backbone.sees_source else None
+    frames = tuple(range(len(z)))
     output = None
 
     def evaluate(x: Tensor, level: int) -> Tensor:
         monitor.check()
         index = schedule.steps - level
-        call = Evaluation(x[None], schedule.label(level), (prompt,), ("source",), index)
-        return evaluate_with(backbone, call, plan)[0]
+        call = Evaluation(x[None], schedule.label(level), (prompt,), ("source",), index, image=clean, frames=frames)
+        return evaluate_with(backbone, call, plan, chunk_frames, monitor)[0]
 
-    with backbone.resident("network", z[:, 0].numel()):
+    with backbone.resident("network", z[: chunk_frames or None, 0].numel()):
         for level in range(1, schedule.steps + 1):
             if convention == "paper":
                 output = evaluate(z, level)

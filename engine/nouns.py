@@ -3,16 +3,16 @@
 All frozen: ComfyUI caches a node's output and hands the same object to many consumers. Those that hold tensors are
 equal to themselves only.
 
-One alphabet of shapes, here and everywhere: R rows (source, negative, positive), F frames, C channels, h w latent
-size, N tokens, H heads, D head size, S steps, L text tokens, E text width. Level k counts noise: 0 is clean, S is the
-noisiest.
+One alphabet of shapes, here and everywhere: R rows (source, unconditional, negative, positive), F frames, C channels,
+h w latent size, N tokens, H heads, D head size, S steps, L text tokens, E text width. Level k counts noise: 0 is clean,
+S is the noisiest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -22,7 +22,10 @@ from .schedule import Schedule
 if TYPE_CHECKING:
     from ..backbones.protocol import Backbone
 
-Row = Literal["source", "negative", "positive"]
+# What a row of the batch is given: the source's latents and prompt, or the edit's latents with the negative or the
+# positive prompt. "unconditional" exists for models that also see the source's picture: negative prompt, no picture.
+Row = Literal["source", "unconditional", "negative", "positive"]
+Half = Literal["encoder", "middle", "decoder"]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -35,6 +38,17 @@ class Site:
     block: str  # sites of one block belong together: STR pairs its spatial and its temporal one
     level: int  # 0 is the latent's resolution; each level halves it, rounding up
     order: int  # position in the forward pass
+    half: Half = "decoder"  # of a UNet
+
+
+@dataclass(frozen=True)
+class Block:
+    """A place in a model's decoder whose features can be read and replaced."""
+
+    name: str
+    kind: Literal["stage", "residual"]  # the output of a stage, or what a residual block adds to its input
+    stage: int  # which stage of the decoder, 0 the coarsest
+    level: int  # resolution of the features, as in `Site`
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +58,12 @@ class Prompt:
     embedding: Tensor  # [1, L, E], or [F, L, E] for a text per frame
     text: str
     model: str  # fingerprint of the model that encoded it
+
+    def select(self, positions: Sequence[int]) -> Prompt:
+        """The prompt for some frames of the clip."""
+        if len(self.embedding) == 1:
+            return self
+        return replace(self, embedding=self.embedding[list(positions)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +75,26 @@ class Evaluation:
     prompts: tuple[Prompt, ...]  # one a row
     rows: tuple[Row, ...]
     step: int = 0  # 0 is the first, noisiest step of the run
+    image: Tensor | None = None  # [F, C, h, w] clean latents of the source, for models that are given its picture
+    frames: tuple[int, ...] = ()  # where in the clip these frames are; empty: all, in order
+    whole: bool = False  # these frames must be evaluated together, however few a chunk may have
+    shared: Mapping[Any, Any] = field(default_factory=dict)  # what a control made in `evaluate` for its own `attention`
+
+    def select(self, positions: Sequence[int]) -> Evaluation:
+        """The same for some of these frames, by their positions in it."""
+        at = list(positions)
+        frames = self.frames or tuple(range(self.latents.shape[1]))
+        return replace(
+            self,
+            latents=self.latents[:, at],
+            prompts=tuple(prompt.select(at) for prompt in self.prompts),
+            image=None if self.image is None else self.image[at],
+            frames=tuple(frames[i] for i in at),
+        )
+
+    def share(self, owner: Any, value: Any) -> Evaluation:
+        """The same with `value` under `shared[owner]`."""
+        return replace(self, shared={**self.shared, owner: value})
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +106,8 @@ class AttentionCall:
     evaluation: Evaluation
     grid: tuple[int, int, int]  # (F, h, w) of the image tokens at this site
     scale: float  # of the logits
+    tokens: Tensor  # [R, G, M, C] what q is projected from, normalised as the layer takes it
+    project: Callable[[Tensor], tuple[Tensor, Tensor]]  # tokens [R, G, M, C] -> k, v [R, G, H, M, D] by its weights
 
     def row(self, name: Row) -> int:
         """Where a row is in the batch. Raises ValueError if this evaluation does not have it."""
@@ -105,13 +147,14 @@ class Control:
 
     needs_source: ClassVar[bool] = False  # run the source as one more row beside the edit
     rows_worth: ClassVar[int] = 0  # memory of its own passes, in rows evaluated without gradients
+    needs_all_frames: ClassVar[bool] = False  # its attention or features look across the clip: no chunks of frames
 
     def attention(self, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
         """Rewrite one attention call; `attend(q, k, v)` is the unmodified one."""
         return attend(q, k, v)
 
-    def feature(self, block: str, x: Tensor, evaluation: Evaluation) -> Tensor:
-        """Read or replace the output of a block, x [R, F, C, h, w]."""
+    def feature(self, block: Block, x: Tensor, evaluation: Evaluation) -> Tensor:
+        """Read or replace the features x [R, F, C, h, w] of a block."""
         return x
 
     def evaluate(self, evaluation: Evaluation, evaluate: Callable[[Evaluation], Tensor]) -> Tensor:

@@ -7,6 +7,18 @@ from . import sockets
 from .host import NodeMonitor
 
 
+def chunk_frames_input() -> io.Input:
+    return io.Int.Input(
+        "chunk_frames",
+        default=0,
+        min=0,
+        max=2**15,
+        optional=True,
+        tooltip="Frames evaluated at a time by an image model: fewer need less memory and give the same result. 0: all "
+        "at once, as video models and methods that look across the clip need.",
+    )
+
+
 class WeftDDIMInversion(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -43,12 +55,15 @@ class WeftDDIMInversion(io.ComfyNode):
                     optional=True,
                     tooltip="Network evaluations per step for warm_start. More reconstruct better and edit less well.",
                 ),
+                chunk_frames_input(),
             ],
             outputs=[sockets.Trajectory.Output(display_name="trajectory")],
         )
 
     @classmethod
-    def execute(cls, model, latent, source_prompt, steps, plan=None, convention="warm_start", evaluations=1):
+    def execute(
+        cls, model, latent, source_prompt, steps, plan=None, convention="warm_start", evaluations=1, chunk_frames=0
+    ):
         return io.NodeOutput(
             invert(
                 model,
@@ -58,6 +73,7 @@ class WeftDDIMInversion(io.ComfyNode):
                 convention=convention,
                 evaluations=evaluations,
                 plan=sockets.plan_or_empty(plan),
+                chunk_frames=chunk_frames,
                 monitor=NodeMonitor(steps),
             )
         )

@@ -29,13 +29,13 @@ class WeftLoadModel(io.ComfyNode):
             node_id="WeftLoadModel",
             display_name="Load Model (Weft)",
             category="Weft/load",
-            description="Loads a text-to-video model from a diffusers folder.",
+            description="Loads a video, image or instruction model from a diffusers folder.",
             inputs=[
                 io.Combo.Input(
                     "model",
                     options=list(model_folders()) or [NONE],
-                    tooltip="A diffusers folder in models/diffusers (Zeroscope, ModelScope), or a toy model of this "
-                    "pack, which knows the toy world only.",
+                    tooltip="A diffusers folder in models/diffusers (Zeroscope, ModelScope, Stable Diffusion 1.x/2.x, "
+                    "InstructPix2Pix), or a toy model of this pack, which knows the toy world only.",
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -8,6 +8,7 @@ from ..backbones.preview import LatentPreview
 from ..engine.sampling import edit
 from . import sockets
 from .host import NodeMonitor
+from .inversion import chunk_frames_input
 
 
 class WeftEditSampler(io.ComfyNode):
@@ -44,6 +45,17 @@ class WeftEditSampler(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="For methods that draw random numbers. The plain edit and STR-Match draw none.",
                 ),
+                io.Float.Input(
+                    "image_cfg",
+                    default=1.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="How strongly to keep to the source's picture. For instruction models (InstructPix2Pix); "
+                    "others ignore it.",
+                ),
+                chunk_frames_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
@@ -52,7 +64,9 @@ class WeftEditSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, trajectory, positive, negative=None, plan=None, cfg=7.5, seed=0):
+    def execute(
+        cls, model, trajectory, positive, negative=None, plan=None, cfg=7.5, seed=0, image_cfg=1.5, chunk_frames=0
+    ):
         monitor = NodeMonitor(trajectory.schedule.steps, LatentPreview(model, trajectory))
         latents = edit(
             model,
@@ -61,6 +75,8 @@ class WeftEditSampler(io.ComfyNode):
             negative=sockets.from_conditioning(negative) if negative is not None else None,
             plan=sockets.plan_or_empty(plan),
             guidance=cfg,
+            image_guidance=image_cfg,
+            chunk_frames=chunk_frames,
             seed=seed,
             monitor=monitor,
         )

@@ -69,6 +69,70 @@ def tiny64(_tiny64):
     yield from _as_before(_tiny64)
 
 
+@pytest.fixture(scope="session")
+def tiny_image_folder(tmp_path_factory):
+    """The same for an image model."""
+    from weft.tests.tiny import make_folder
+
+    return make_folder(tmp_path_factory.mktemp("models") / "tiny-image", kind="image")
+
+
+@pytest.fixture(scope="session")
+def tiny_instruct_folder(tmp_path_factory):
+    """The same for an image model that is given the source's picture and an instruction."""
+    from weft.tests.tiny import make_folder
+
+    return make_folder(tmp_path_factory.mktemp("models") / "tiny-instruct", kind="instruct")
+
+
+@pytest.fixture(scope="session")
+def _image(tiny_image_folder):
+    return _load(tiny_image_folder)
+
+
+@pytest.fixture(scope="session")
+def _image64(tiny_image_folder):
+    backbone = _load(tiny_image_folder)
+    torch.nn.Module.to(backbone.network, torch.float64)
+    return backbone
+
+
+@pytest.fixture(scope="session")
+def _instruct(tiny_instruct_folder):
+    return _load(tiny_instruct_folder)
+
+
+@pytest.fixture(scope="session")
+def _instruct64(tiny_instruct_folder):
+    backbone = _load(tiny_instruct_folder)
+    torch.nn.Module.to(backbone.network, torch.float64)
+    return backbone
+
+
+@pytest.fixture
+def tiny_image(_image):
+    """The image model loaded, as `tiny` is."""
+    yield from _as_before(_image)
+
+
+@pytest.fixture
+def tiny_image64(_image64):
+    """As `tiny64`."""
+    yield from _as_before(_image64)
+
+
+@pytest.fixture
+def tiny_instruct(_instruct):
+    """The instruction model loaded, as `tiny` is."""
+    yield from _as_before(_instruct)
+
+
+@pytest.fixture
+def tiny_instruct64(_instruct64):
+    """As `tiny64`."""
+    yield from _as_before(_instruct64)
+
+
 def _load(folder):
     from weft.backbones.loading import load_backbone
     from weft.backbones.memory import PlainMemory

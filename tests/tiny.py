@@ -1,4 +1,4 @@
-"""A text-to-video diffusers folder of random weights, small enough to run by the hundred on a CPU."""
+"""Diffusers folders of random weights, small enough to run by the hundred on a CPU."""
 
 from __future__ import annotations
 
@@ -24,21 +24,30 @@ FINEST_TOO = ("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D")  # 
 COARSE_ONLY = ("DownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D")  # as the toy world's models
 
 
-def make_folder(folder: Path, *, blocks: tuple[str, ...] = FINEST_TOO, **scheduler) -> Path:
-    """Writes the folder: attention at the levels `blocks` says, `scheduler` over SCHEDULER."""
+PIPELINES = {
+    "video": ("TextToVideoSDPipeline", "UNet3DConditionModel"),
+    "image": ("StableDiffusionPipeline", "UNet2DConditionModel"),
+    "instruct": ("StableDiffusionInstructPix2PixPipeline", "UNet2DConditionModel"),
+}
+
+
+def make_folder(folder: Path, *, kind: str = "video", blocks: tuple[str, ...] = FINEST_TOO, **scheduler) -> Path:
+    """Writes the folder of a video, image or instruct model: attention at the levels `blocks` says (those of an image
+    model without the 3), `scheduler` over SCHEDULER."""
     from weft.toyworld.text import make_text_encoder, make_tokenizer
 
+    pipeline, unet = PIPELINES[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = make_tokenizer(folder / "tokenizer")
-        make_unet(blocks).save_pretrained(folder / "unet")
+        make_unet(blocks, kind).save_pretrained(folder / "unet")
         make_vae().save_pretrained(folder / "vae")
         make_text_encoder(tokenizer).save_pretrained(folder / "text_encoder")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({**SCHEDULER, **scheduler}))
     index = {
-        "_class_name": "TextToVideoSDPipeline",
-        "unet": ["diffusers", "UNet3DConditionModel"],
+        "_class_name": pipeline,
+        "unet": ["diffusers", unet],
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -48,10 +57,13 @@ def make_folder(folder: Path, *, blocks: tuple[str, ...] = FINEST_TOO, **schedul
     return folder
 
 
-def make_unet(blocks: tuple[str, ...]):
-    from diffusers import UNet3DConditionModel
+def make_unet(blocks: tuple[str, ...], kind: str = "video"):
+    import diffusers
 
-    unet = UNet3DConditionModel(
+    dimensions = "3D" if kind == "video" else "2D"
+    blocks = tuple(b.replace("3D", dimensions) for b in blocks)
+    unet = getattr(diffusers, PIPELINES[kind][1])(
+        in_channels=8 if kind == "instruct" else 4,
         down_block_types=blocks,
         up_block_types=tuple(b.replace("Down", "Up") for b in reversed(blocks)),
         block_out_channels=(8, 16, 16),

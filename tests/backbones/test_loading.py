@@ -241,7 +241,7 @@ def test_no_folder_at_all(tmp_path):
     [
         ("{not json", "cannot read '.*model_index.json': "),
         ("[1, 2]", "'.*model_index.json' is not the index of a diffusers model"),
-        ("{}", "'copy' holds a None, which is not supported yet: want one of UNet3DConditionModel"),
+        ("{}", "'copy' holds a None, which is not supported yet: want one of UNet2DConditionModel, UNet3D"),
         ('{"unet": [null, null]}', "'copy' holds a None, which is not supported yet"),
         ('{"unet": ["diffusers", "UNet1DModel"]}', "'copy' holds a UNet1DModel, which is not supported yet: want one"),
         ('{"transformer": ["diffusers", "WanTransformer3DModel"]}', "'copy' holds a WanTransformer3DModel, which is"),

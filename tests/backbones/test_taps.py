@@ -206,8 +206,8 @@ class AddToBlock(Control):
     shapes: dict = field(default_factory=dict)
 
     def feature(self, block, x, evaluation):
-        self.shapes[block] = tuple(x.shape)
-        return x * self.times + self.by if block == self.block else x
+        self.shapes[block.name] = tuple(x.shape)
+        return x * self.times + self.by if block.name == self.block else x
 
 
 def test_the_feature_seam_reads_and_replaces_block_outputs(tiny64):
@@ -215,12 +215,14 @@ def test_the_feature_seam_reads_and_replaces_block_outputs(tiny64):
     reading = AddToBlock("none")
     plain = predict(tiny64, e)
     assert_close(predict(tiny64, e, reading), plain)
-    assert tiny64.blocks == ("up_blocks.0", "up_blocks.1", "up_blocks.2")
-    assert reading.shapes == {
+    stages = [b.name for b in tiny64.blocks if b.kind == "stage"]
+    assert stages == ["up_blocks.0", "up_blocks.1", "up_blocks.2"]
+    assert {name: reading.shapes[name] for name in stages} == {
         "up_blocks.0": (2, 3, 16, 3, 5), "up_blocks.1": (2, 3, 16, 5, 9), "up_blocks.2": (2, 3, 8, 5, 9),
     }  # fmt: skip
     for block in tiny64.blocks:
-        assert (predict(tiny64, e, AddToBlock(block, times=-1.0)) - plain).abs().max() > 1e-3
+        assert reading.shapes[block.name][-2:] == {0: (5, 9), 1: (3, 5), 2: (2, 3)}[block.level]
+        assert (predict(tiny64, e, AddToBlock(block.name, times=-1.0)) - plain).abs().max() > 1e-3
 
 
 def test_a_replaced_feature_is_what_the_network_goes_on_with(tiny64):
@@ -248,7 +250,7 @@ class Row(Control):
 
     def feature(self, block, x, evaluation):
         assert x.shape[:2] == evaluation.latents.shape[:2]
-        return x[[0, 0]] if block == "up_blocks.2" else x
+        return x[[0, 0]] if block.name == "up_blocks.2" else x
 
 
 def test_features_are_rows_first(tiny64):

@@ -37,7 +37,7 @@ def test_sites_of_attention_at_the_middle_level_only(coarse):
     blocks = {s.block: s.level for s in coarse.sites}
     assert blocks == {"transformer_in": 0, "down.1.0": 1, "mid.0.0": 2, "up.1.0": 1, "up.1.1": 1}
     assert [s.kind for s in coarse.sites] == ["temporal"] * 2 + ["spatial", "cross", "temporal", "temporal"] * 4
-    assert coarse.sites[2] == Site(f"down_blocks.1.attentions.0.{SELF}", "spatial", "down.1.0", 1, 2)
+    assert coarse.sites[2] == Site(f"down_blocks.1.attentions.0.{SELF}", "spatial", "down.1.0", 1, 2, "encoder")
 
 
 def test_sites_of_a_full_size_model_are_those_of_the_paper_notes(zeroscope):
@@ -55,7 +55,10 @@ def test_sites_of_a_full_size_model_are_those_of_the_paper_notes(zeroscope):
         assert levels[f"{place.format('attentions')}.{SELF}"] == int(want)
         assert levels[f"{place.format('temp_attentions')}.{SELF}"] == int(want)
     assert len(zeroscope.sites) == 2 + 4 * 16
-    assert zeroscope.blocks == ("up_blocks.0", "up_blocks.1", "up_blocks.2", "up_blocks.3")
+    stages = [b for b in zeroscope.blocks if b.kind == "stage"]
+    assert [(b.name, b.level) for b in stages] == [(f"up_blocks.{i}", max(2 - i, 0)) for i in range(4)]
+    residual = [b for b in zeroscope.blocks if b.kind == "residual"]
+    assert [(b.stage, b.level) for b in residual] == [(i, 3 - i) for i in range(4) for _ in range(3)]
 
 
 def test_blocks_of_a_full_size_model_pair_spatial_with_temporal(zeroscope):
@@ -68,7 +71,9 @@ def test_blocks_of_a_full_size_model_pair_spatial_with_temporal(zeroscope):
 
 def test_a_network_of_another_kind_is_refused(zeroscope):
     zeroscope.network.extra = torch.nn.ModuleDict({"attn1": torch.nn.Identity()})
-    with pytest.raises(ValueError, match=r"unknown attention layer 'extra\.attn1': this is not a UNet3DConditionModel"):
+    with pytest.raises(
+        ValueError, match=r"unknown attention layer 'extra\.attn1': this UNet3DConditionModel is not supported"
+    ):
         _ = zeroscope.sites
 
 

@@ -19,6 +19,7 @@ class Gaussian:
 
     name, fingerprint, device = "gaussian", "gaussian", torch.device("cpu")
     sites, blocks, pixels_per_cell = (), (), 1
+    framewise, sees_source = True, False
     SCALE = 0.5  # of the network's latents over the wire's
 
     def __init__(self, **scheduler):

@@ -80,7 +80,7 @@ def test_a_step_knows_its_place_and_the_source(trajectory, backbone):
 def test_a_call_finds_its_rows():
     site = Site("mid.attn1", "spatial", "mid", 1, 0)
     evaluation = Evaluation(torch.zeros(2, 3, 4, 6, 10), 1, (None, None), ("source", "positive"))
-    call = AttentionCall(site, evaluation, (3, 3, 5), 1.0)
+    call = AttentionCall(site, evaluation, (3, 3, 5), 1.0, torch.zeros(2, 3, 15, 8), lambda tokens: (tokens, tokens))
     assert (call.row("source"), call.row("positive")) == (0, 1)
     with pytest.raises(ValueError, match=r"no negative row at mid.attn1: this evaluation has \('source', 'positive'\)"):
         call.row("negative")
