@@ -106,7 +106,9 @@ class DiffusersUNet:
     def _require_frames(self, frames: int) -> None:
         if frames < self.fewest_frames:
             least = "1 frame" if self.fewest_frames == 1 else f"{self.fewest_frames} frames"
-            raise ValueError(f"want a clip of at least {least}, got {frames}: is this a picture, or an unreadable video?")
+            raise ValueError(
+                f"want a clip of at least {least}, got {frames}: is this a picture, or an unreadable video?"
+            )
 
     @plain_torch
     def embed(self, text: str) -> Prompt:
