@@ -53,7 +53,7 @@ def load_backbone(
     if missing := [part for part in PARTS if part not in classes or not (folder / part).is_dir()]:
         raise ValueError(f"'{folder.name}' has no {' and no '.join(missing)}: is the download complete?")
     for part in ("unet", "vae", "text_encoder"):
-        _require_readable_weights(folder / part)
+        require_readable_weights(folder / part)
     memory = memory or PlainMemory()
     kind = memory.default_dtype() if dtype == "auto" else getattr(torch, dtype)
     return _load_unet(_FAMILIES[family], folder, name or folder.name, classes, kind, memory, check)
@@ -67,12 +67,12 @@ def _load_unet(
 
     # diffusers takes less memory with accelerate; without it, it must be told not to ask for it.
     frugal = {"low_cpu_mem_usage": diffusers.utils.is_accelerate_available()}
-    network = _module(diffusers, classes["unet"], folder / "unet", torch_dtype=dtype, **frugal)
-    vae = _module(diffusers, classes["vae"], folder / "vae", torch_dtype=torch.float32, **frugal)
+    network = frozen_module(diffusers, classes["unet"], folder / "unet", torch_dtype=dtype, **frugal)
+    vae = frozen_module(diffusers, classes["vae"], folder / "vae", torch_dtype=torch.float32, **frugal)
     _require_known(network, vae, folder.name)
-    encoder = _module(transformers, classes["text_encoder"], folder / "text_encoder")
-    tokenizer = _loaded(folder / "tokenizer", transformers, classes["tokenizer"])
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", "it states the noise levels")
+    encoder = frozen_module(transformers, classes["text_encoder"], folder / "text_encoder")
+    tokenizer = loaded(folder / "tokenizer", transformers, classes["tokenizer"])
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "it states the noise levels")
     return family(name, network, vae, encoder.to(dtype=dtype), tokenizer, scheduler, memory, check)
 
 
@@ -91,9 +91,9 @@ def _require_known(network, vae, name: str) -> None:
         )
 
 
-def _module(library, kind: str, folder: Path, **options):
+def frozen_module(library, kind: str, folder: Path, **options):
     """A network with frozen weights, every one of them from its files."""
-    module, report = _loaded(folder, library, kind, variant=_variant(folder), output_loading_info=True, **options)
+    module, report = loaded(folder, library, kind, variant=_variant(folder), output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"the weights in '{_name(folder)}' lack {len(missing)} of the tensors of a {kind}, {missing[0]} among "
@@ -102,7 +102,8 @@ def _module(library, kind: str, folder: Path, **options):
     return module.eval().requires_grad_(False)
 
 
-def _loaded(folder: Path, library, kind: str, **options):
+def loaded(folder: Path, library, kind: str, **options):
+    """What a library's class makes of a folder; what goes wrong is said in plain words."""
     try:
         return getattr(library, kind).from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
@@ -126,7 +127,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return safe or sorted(folder.glob("*.bin"))
 
 
-def _require_readable_weights(folder: Path) -> None:
+def require_readable_weights(folder: Path) -> None:
     """Looks into every weights file before any is loaded, so that a bad one is named in plain words."""
     from safetensors import SafetensorError, safe_open
 
@@ -155,13 +156,14 @@ def _require_readable_weights(folder: Path) -> None:
 def _read_index(folder: Path) -> dict[str, str]:
     """The class of each part that `model_index.json` names."""
     path = folder / "model_index.json"
-    entries = _read_json(path, "a diffusers model folder has one")
+    entries = read_json(path, "a diffusers model folder has one")
     if not isinstance(entries, dict):
         raise ValueError(f"'{path}' is not the index of a diffusers model")
     return {part: entry[1] for part, entry in entries.items() if isinstance(entry, list) and len(entry) == 2}
 
 
-def _read_json(path: Path, why: str) -> dict:
+def read_json(path: Path, why: str) -> dict:
+    """The content of a file; `why` it is needed is told if it is missing."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
