@@ -23,12 +23,14 @@ def attention_sites(network: nn.Module) -> tuple[Site, ...]:
     Raises:
         ValueError: a layer is not where the UNets of Stable Diffusion 1.x/2.x and ModelScope have theirs.
     """
-    levels = len(network.down_blocks)
+    levels, attending = len(network.down_blocks), _attending(network)
     names = [n for n, _ in network.named_modules() if n.endswith((".attn1", ".attn2"))]
     sites = []
     for name in sorted(names, key=lambda n: _running_order(_parsed(n, network))):
-        kind, block, level, half = _place(_parsed(name, network), levels)
-        sites.append(Site(name, kind, block, level, len(sites), half))
+        found = _parsed(name, network)
+        kind, block, level, half = _place(found, levels)
+        place = (attending.index(int(found["index"])), int(found["item"])) if half == "decoder" else None
+        sites.append(Site(name, kind, block, level, len(sites), half, place))
     return tuple(sites)
 
 
@@ -39,14 +41,19 @@ def decoder_blocks(network: nn.Module) -> tuple[Block, ...]:
     plug-and-play diffusion, Tumanyan et al. 2023); a stage at its output, after upsampling (those of DIFT, Tang et
     al. 2023).
     """
-    last = len(network.up_blocks) - 1
+    last, attending = len(network.up_blocks) - 1, _attending(network)
     blocks = []
     for i, stage in enumerate(network.up_blocks):
-        blocks += [
-            Block(f"up_blocks.{i}.resnets.{j}.conv2", "residual", i, last - i) for j in range(len(stage.resnets))
-        ]
+        for j in range(len(stage.resnets)):
+            place = (attending.index(i), j) if i in attending else None
+            blocks.append(Block(f"up_blocks.{i}.resnets.{j}.conv2", "residual", i, last - i, place))
         blocks.append(Block(f"up_blocks.{i}", "stage", i, max(last - 1 - i, 0)))
     return tuple(blocks)
+
+
+def _attending(network: nn.Module) -> list[int]:
+    """The decoder's stages with attention; in them, one attention layer follows each residual block."""
+    return [i for i, stage in enumerate(network.up_blocks) if len(getattr(stage, "attentions", ()))]
 
 
 def _parsed(name: str, network: nn.Module) -> re.Match[str]:

@@ -39,6 +39,7 @@ class Site:
     level: int  # 0 is the latent's resolution; each level halves it, rounding up
     order: int  # position in the forward pass
     half: Half = "decoder"  # of a UNet
+    place: tuple[int, int] | None = None  # in a decoder: (which of its stages with attention, which layer there)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Block:
     kind: Literal["stage", "residual"]  # the output of a stage, or what a residual block adds to its input
     stage: int  # which stage of the decoder, 0 the coarsest
     level: int  # resolution of the features, as in `Site`
+    place: tuple[int, int] | None = None  # of a residual block: that of the attention after it, if there is one
 
 
 @dataclass(frozen=True, eq=False)
