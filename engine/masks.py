@@ -51,9 +51,7 @@ class Segmenter(Protocol):
     def look(self, frame: Tensor) -> Callable[[Prompts], Candidates]:
         """Reads a frame once, to be asked about it any number of times."""
 
-    def follow(
-        self, frames: Tensor, masks: dict[int, Tensor], monitor: Monitor
-    ) -> Iterator[tuple[int, Tensor, float]]:
+    def follow(self, frames: Tensor, masks: dict[int, Tensor], monitor: Monitor) -> Iterator[tuple[int, Tensor, float]]:
         """Follows one thing by a memory of its own.
 
         Args:
@@ -79,5 +77,5 @@ class Detector(Protocol):
 
     name: str
 
-    def find(self, frame: Tensor, phrases: tuple[str, ...], threshold: float) -> list[Detection]:
-        """Everything in a frame that scores at least `threshold`, in any order."""
+    def find(self, frame: Tensor, phrases: tuple[str, ...], threshold: float) -> tuple[list[Detection], float]:
+        """(everything in a frame that scores at least `threshold`, in any order; the best score there is)."""

@@ -1,0 +1,1 @@
+"""Masks of one thing through a clip, in three stages that can each be used alone: find, segment, track."""
