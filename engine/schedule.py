@@ -71,6 +71,15 @@ class Schedule:
         clean_x, clean_out, eps_x, eps_out = _SPLIT[self.prediction](self.signal[level], self.noise[level])
         return clean_x * latents + clean_out * output, eps_x * latents + eps_out * output
 
+    def noised(self, clean: Tensor, eps: Tensor, level: int) -> Tensor:
+        """Latents at a level, from clean ones and noise."""
+        return self.signal[level] * clean + self.noise[level] * eps
+
+    def answer(self, clean: Tensor, eps: Tensor, level: int) -> Tensor:
+        """What the network should say at a level in 1..S, given both: `split` backwards."""
+        clean_x, clean_out, _, _ = _SPLIT[self.prediction](self.signal[level], self.noise[level])
+        return (clean - clean_x * self.noised(clean, eps, level)) / clean_out
+
     def step(self, latents: Tensor, output: Tensor, start: int, end: int) -> Tensor:
         """Latents at level `end`, from those at `start` and the network's output, read as given at `start`."""
         a, b = self._coefficients(start, end)

@@ -1,0 +1,288 @@
+"""Gather and swap by brute force: one network call a frame, with attention written out."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from weft.engine.inversion import add_noise, invert
+from weft.engine.monitor import Monitor
+from weft.engine.nouns import PLAIN, Control, Evaluation, Prompt
+from weft.engine.sampling import edit, evaluate_with
+from weft.methods.gather_swap import GatherSwap, gather_swap, spread
+from weft.tests.numerics import assert_close
+from weft.tests.tiny import make_latents
+
+FRAMES, STEPS, GROUP = 6, 3, (0, 2, 5)
+SIZE = (5, 9)
+SCALES = {"guidance": 3.0, "image_guidance": 1.5}
+
+
+def clip(backbone, latents=None, **options):
+    latents = make_latents(FRAMES, SIZE) if latents is None else latents
+    return add_noise(backbone, latents, backbone.embed(""), steps=STEPS, **options)
+
+
+def run(backbone, trajectory, plan=PLAIN, text="turn it into a blue cross", **options):
+    positive = text if isinstance(text, Prompt) else backbone.embed(text)
+    return edit(backbone, trajectory, positive, plan=plan, **{**SCALES, **options})
+
+
+def evaluation(backbone, rows=("unconditional", "negative", "positive"), frames=FRAMES):
+    z = make_latents(frames, SIZE, 1)
+    prompts = tuple(backbone.embed(t) for t in ("", "a red square", "make it blue", "green")[: len(rows)])
+    return Evaluation(torch.stack([z] * len(rows)), 501, prompts, rows, image=make_latents(frames, SIZE, 2))
+
+
+def per_frame(backbone, *texts):
+    """One prompt with a text for each frame."""
+    prompts = [backbone.embed(t) for t in texts]
+    return replace(prompts[0], embedding=torch.cat([p.embedding for p in prompts]))
+
+
+def softmax_attention(q, k, v, scale):
+    return (q @ k.transpose(-1, -2) * scale).softmax(-1) @ v
+
+
+@dataclass(frozen=True, eq=False)
+class OneByOne(Control):
+    """Equations 7 to 9 for one frame: `given` are the keys and values it sees by layer, none for its own."""
+
+    given: dict = field(default_factory=dict)
+    own: dict = field(default_factory=dict)  # what this frame has, written down
+
+    def attention(self, call, q, k, v, attend):
+        self.own[call.site.layer] = (k, v)
+        if self.given:
+            k, v = self.given[call.site.layer]
+        return softmax_attention(q, k, v, call.scale)
+
+
+def joined(seen):
+    """{layer: keys and values of several frames, end to end}."""
+    return {name: tuple(torch.cat([s[name][i] for s in seen], -2) for i in (0, 1)) for name in seen[0]}
+
+
+@torch.no_grad()
+def by_hand(backbone, whole, group):
+    """[R, F, C, h, w]: gathers one frame after another, then swaps one frame after another."""
+    seen = []
+    for g in group:
+        frame = OneByOne(joined(seen) if seen else {})
+        backbone.predict(whole.select([g]), (frame,))
+        seen.append(frame.own)
+    frames = range(whole.latents.shape[1])
+    return torch.cat([backbone.predict(whole.select([f]), (OneByOne(joined(seen)),)) for f in frames], 1)
+
+
+@torch.no_grad()
+def evaluated(backbone, whole, control, chunk=0):
+    return evaluate_with(backbone, whole, PLAIN.then(control), chunk)
+
+
+@pytest.mark.parametrize(("group", "chunk"), [(GROUP, 0), (GROUP, 4), ((5, 0, 2), 0), ((3,), 0), (range(FRAMES), 0)])
+def test_gathering_as_a_batch_is_gathering_one_by_one(tiny_instruct64, group, chunk):
+    whole = evaluation(tiny_instruct64)
+    got = evaluated(tiny_instruct64, whole, GatherSwap(tuple(group)), chunk)
+    assert_close(got, by_hand(tiny_instruct64, whole, group))
+    assert (got - tiny_instruct64.predict(whole)).abs().max() > 0.01
+
+
+def test_it_acts_on_a_text_per_frame_too(tiny_instruct64):
+    texts = per_frame(tiny_instruct64, *("make it blue", "a cross", "red", "green", "a circle", "white"))
+    whole = evaluation(tiny_instruct64)
+    whole = replace(whole, prompts=(*whole.prompts[:2], texts))
+    got = evaluated(tiny_instruct64, whole, GatherSwap(GROUP))
+    assert_close(got, by_hand(tiny_instruct64, whole, GROUP))
+
+
+def test_the_order_of_the_group_changes_what_is_gathered_and_not_which_frames_are_swapped_in(tiny_instruct64):
+    whole = evaluation(tiny_instruct64)
+    one, other = (evaluated(tiny_instruct64, whole, GatherSwap(g)) for g in ((0, 2, 5), (5, 2, 0)))
+    assert (one - other).abs().max() > 1e-3
+    # Where every frame is the same, so is every order.
+    same = whole.select([1] * FRAMES)
+    one, other = (evaluated(tiny_instruct64, same, GatherSwap(g)) for g in ((0, 2, 5), (5, 2, 0)))
+    assert_close(one, other)
+
+
+def test_a_group_of_one_in_a_clip_of_that_frame_is_the_plain_edit(tiny_instruct64):
+    trajectory = clip(tiny_instruct64, make_latents(1, SIZE))
+    assert_close(run(tiny_instruct64, trajectory, gather_swap(PLAIN, group=1)), run(tiny_instruct64, trajectory))
+
+
+def test_keys_repeated_count_once(tiny_instruct64):
+    """A clip of one frame repeated: the bank holds the same keys four times."""
+    trajectory = clip(tiny_instruct64, make_latents(1, SIZE).expand(4, -1, -1, -1))
+    want = run(tiny_instruct64, trajectory)
+    for group in (1, 2, 4):
+        assert_close(run(tiny_instruct64, trajectory, gather_swap(PLAIN, group=group)), want)
+
+
+def test_swapping_cross_attention_with_one_instruction_changes_nothing(tiny_instruct64):
+    trajectory = clip(tiny_instruct64)
+    plain = run(tiny_instruct64, trajectory)
+    assert_close(run(tiny_instruct64, trajectory, gather_swap(PLAIN, layers="cross")), plain)
+    both, alone = (run(tiny_instruct64, trajectory, gather_swap(PLAIN, layers=n)) for n in ("self_and_cross", "self"))
+    assert_close(both, alone)
+    assert (both - plain).abs().max() > 0.01
+
+
+def test_swapping_cross_attention_with_a_text_per_frame_acts(tiny_instruct64):
+    trajectory = clip(tiny_instruct64)
+    text = per_frame(tiny_instruct64, *("make it blue", "a cross", "red", "green", "a circle", "white"))
+    plain, swapped = (run(tiny_instruct64, trajectory, p, text) for p in (PLAIN, gather_swap(PLAIN, layers="cross")))
+    assert (plain - swapped).abs().max() > 0.01
+
+
+def test_it_acts_on_the_first_steps_alone_if_told_so(tiny_instruct64):
+    trajectory = clip(tiny_instruct64)
+    runs = [run(tiny_instruct64, trajectory, gather_swap(PLAIN, adapt_steps=n)) for n in range(STEPS + 2)]
+    assert torch.equal(runs[0], runs[STEPS])
+    assert torch.equal(runs[0], runs[STEPS + 1])
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(runs[1:], runs[2:4]))
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_chunks_of_frames_change_nothing(tiny_instruct64, chunk):
+    trajectory = clip(tiny_instruct64)
+    plan = gather_swap(PLAIN, group=3)
+    assert_close(run(tiny_instruct64, trajectory, plan, chunk_frames=chunk), run(tiny_instruct64, trajectory, plan))
+
+
+@dataclass(frozen=True, eq=False)
+class UsesSource(Control):
+    needs_source = True
+
+
+def test_the_source_row_stays_as_it_is(tiny_instruct64):
+    rows = ("source", "unconditional", "negative", "positive")
+    whole = evaluation(tiny_instruct64, rows)
+    got = evaluated(tiny_instruct64, whole, GatherSwap(GROUP))
+    with torch.no_grad():
+        assert_close(got[0], tiny_instruct64.predict(whole)[0])
+    edit_alone = replace(whole, latents=whole.latents[1:], prompts=whole.prompts[1:], rows=rows[1:])
+    assert_close(got[1:], evaluated(tiny_instruct64, edit_alone, GatherSwap(GROUP)))
+
+
+def test_nothing_is_kept_between_steps_or_runs(tiny_instruct):
+    """The control is frozen; the bank hangs on the evaluation."""
+    trajectory, plan = clip(tiny_instruct), gather_swap(PLAIN, group=3)
+    before = vars(plan.controls[0]).copy()
+    first = run(tiny_instruct, trajectory, plan)
+    assert vars(plan.controls[0]) == before
+    assert torch.equal(run(tiny_instruct, trajectory, plan), first)
+
+
+def test_keys_and_values_that_do_not_fit_on_the_device_wait_elsewhere(tiny_instruct, monkeypatch):
+    from weft.methods import gather_swap as module
+
+    moved = []
+    monkeypatch.setattr(module, "_offloaded", lambda x: moved.append(x) or x)
+    trajectory = clip(tiny_instruct)
+    want = run(tiny_instruct, trajectory, gather_swap(PLAIN, group=3))
+    assert moved == []
+    assert torch.equal(run(tiny_instruct, trajectory, gather_swap(PLAIN, group=3, resident=0)), want)
+    layers = [s for s in tiny_instruct.sites if s.kind in ("spatial", "cross")]
+    assert len(moved) == 2 * len(layers) * STEPS
+    moved.clear()
+    run(tiny_instruct, trajectory, gather_swap(PLAIN, group=3, resident=200_000))
+    assert 0 < len(moved) < 2 * len(layers) * STEPS
+
+
+def test_evenly_spaced_frames():
+    assert spread(8, 4) == (0, 2, 5, 7)
+    assert spread(1440, 4) == (0, 480, 959, 1439)
+    assert (spread(5, 5), spread(5, 1), spread(1, 1), spread(5, 2)) == ((0, 1, 2, 3, 4), (0,), (0,), (0, 4))
+    for frames in range(1, 40):
+        for size in range(1, frames + 1):
+            got = spread(frames, size)
+            assert len(set(got)) == size
+            assert sorted(got) == list(got)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "match"),
+    [
+        ({"layers": "temporal"}, "no layers 'temporal': want one of self_and_cross, self, cross"),
+        ({"adapt_steps": -1}, r"adapt_steps must be 0 \(all steps\) or more, got -1"),
+        ({"budget": -1}, "want budgets of 0 bytes or more"),
+        ({"group": ()}, "want a group of different frames, at least one"),
+        ({"group": (1, 1)}, r"want a group of different frames, at least one, got \(1, 1\)"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(numbers, match):
+    with pytest.raises(ValueError, match=match):
+        gather_swap(PLAIN, **numbers)
+
+
+@pytest.mark.parametrize(
+    ("group", "match"),
+    [
+        (7, "want a group of 1 to 6 frames, as many as the clip has, got 7"),
+        (0, "want a group of 1 to 6 frames"),
+        ((0, 6, 9), r"the group wants frames \[6, 9\], and the clip has frames 0 to 5"),
+    ],
+)
+def test_a_group_that_does_not_fit_the_clip_is_refused_before_anything_runs(tiny_instruct, group, match):
+    class Never(Monitor):
+        def check(self):
+            raise AssertionError("the network was about to run")
+
+    with pytest.raises(ValueError, match=match):
+        run(tiny_instruct, clip(tiny_instruct), gather_swap(PLAIN, group=group), monitor=Never())
+
+
+def test_a_bank_over_its_budget_says_how_much_it_takes(tiny_instruct):
+    trajectory = clip(tiny_instruct)
+    with pytest.raises(ValueError, match=r"take 0\.00\d+ GB a step and 0\.0001 GB are allowed: use a smaller group"):
+        run(tiny_instruct, trajectory, gather_swap(PLAIN, budget=int(1e-4 * 2**30)))
+
+
+def test_models_whose_frames_see_each_other_are_refused(tiny):
+    trajectory = invert(tiny, make_latents(), tiny.embed("a red square"), steps=2)
+    with pytest.raises(ValueError, match="edits frames one by one, and 'tiny' looks at all together"):
+        run(tiny, trajectory, gather_swap(PLAIN, group=2))
+
+
+def test_an_inversion_is_refused(tiny_instruct):
+    with pytest.raises(ValueError, match="an inversion has none: connect it to Edit Sampler's plan"):
+        invert(tiny_instruct, make_latents(), tiny_instruct.embed(""), steps=2, plan=gather_swap(PLAIN, group=2))
+
+
+@dataclass(frozen=True, eq=False)
+class DropsRow(Control):
+    """Evaluates the clip, but not the group, without its first guidance branch."""
+
+    def evaluate(self, evaluation, evaluate):
+        if evaluation.whole:
+            return evaluate(evaluation)
+        less = replace(
+            evaluation, latents=evaluation.latents[1:], prompts=evaluation.prompts[1:], rows=evaluation.rows[1:]
+        )
+        return evaluate(less)
+
+
+def test_other_guidance_branches_than_were_gathered_are_refused(tiny_instruct):
+    plan = gather_swap(PLAIN, group=2).then(DropsRow())
+    with pytest.raises(ValueError, match="for the guidance branches unconditional, negative, positive, and .* for neg"):
+        run(tiny_instruct, clip(tiny_instruct), plan)
+
+
+def test_cancel_leaves_nothing_behind(tiny_instruct):
+    class Cancelled(Exception):
+        pass
+
+    class Cancel(Monitor):
+        asked = 0
+
+        def check(self):
+            self.asked += 1
+            if self.asked == 4:  # in the second step, between two chunks
+                raise Cancelled
+
+    trajectory, plan = clip(tiny_instruct), gather_swap(PLAIN, group=2)
+    want = run(tiny_instruct, trajectory, plan)
+    with pytest.raises(Cancelled):
+        run(tiny_instruct, trajectory, plan, chunk_frames=3, monitor=Cancel())
+    assert torch.equal(run(tiny_instruct, trajectory, plan), want)
