@@ -78,7 +78,8 @@ class TappedAttention:
         call = AttentionCall(self.site, self.evaluation, self.grid, layer.scale, tokens, project)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(q, k, v, scale=layer.scale)
+            flat = (x.flatten(0, 1) for x in (q, k, v))  # the kernels that hold no logits take four dimensions
+            return F.scaled_dot_product_attention(*flat, scale=layer.scale).unflatten(0, q.shape[:2])
 
         x = attend_with(self.controls, call, attend)(q, k, v)
         x = rearrange(x, "r g h m d -> (r g) m (h d)").to(hidden_states.dtype)
