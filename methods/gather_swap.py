@@ -3,15 +3,15 @@
 paper    VIA, Gu et al. 2024 (arXiv 2406.12831), equations 7 to 9 and appendix A
 needs    a model that evaluates frames one by one
 gives    a Control that wraps a step's evaluation and rewrites self- and cross-attention
-differs  the paper edits the group's frames one after another, through all steps; with a deterministic sampler one batch a
-         step is the same, so keys and values live for one step and not for the run
+differs  the paper edits the group's frames one after another, through all steps; with a deterministic sampler one
+         batch a step is the same, so keys and values live for one step and not for the run
 
 Gather, once a step: frame g_i of the group attends to the frames of the group before it and not to itself,
 K = [K_1 .. K_{i-1}]; the first, which has none, to its own. Swap: every frame of the clip, those of the group included,
 attends to K = [K_1 .. K_G], never to its own. V alike; every row of the edit, so guidance's too.
 
-Keys and values of cross-attention come from the text alone. With one text for all frames the swap repeats each of them G
-times, and a softmax over repeated keys gives what it gave before: it acts only with a text per frame.
+Keys and values of cross-attention come from the text alone. With one text for all frames the swap repeats each of them
+G times, and a softmax over repeated keys gives what it gave before: it acts only with a text per frame.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class WeftLatentBlend(io.ComfyNode):
             node_id="WeftLatentBlend",
             display_name="Latent Blend (Weft)",
             category="Weft/plan",
-            description="Keeps the source outside a mask, at every step.",
+            description="Keeps the source outside a mask.",
             inputs=[
                 sockets.plan_input(),
                 io.Mask.Input(
@@ -27,7 +27,8 @@ class WeftLatentBlend(io.ComfyNode):
                     "schedule",
                     options=list(get_args(latent_blend.Schedule)),
                     default="hard",
-                    tooltip="hard: the source outside the mask at every step.",
+                    tooltip="hard: the source outside the mask at every step. paper_ramp: the edit comes into the mask "
+                    "slowly (VIA). shrink: the edit is everywhere at first and is taken back to the mask.",
                 ),
                 io.Int.Input(
                     "dilate",
@@ -36,11 +37,18 @@ class WeftLatentBlend(io.ComfyNode):
                     max=64,
                     tooltip="Grow the mask by this many latent cells (8 pixels each; 4 for the toy world).",
                 ),
+                io.Int.Input(
+                    "feather",
+                    default=0,
+                    min=0,
+                    max=64,
+                    optional=True,
+                    tooltip="Outside the mask, let the edit fade into the source over this many latent cells.",
+                ),
             ],
             outputs=[sockets.Plan.Output(display_name="plan")],
         )
 
     @classmethod
-    def execute(cls, mask, schedule, dilate, plan=None):
-        blended = latent_blend.latent_blend(sockets.plan_or_empty(plan), mask, schedule=schedule, dilate=dilate)
-        return io.NodeOutput(blended)
+    def execute(cls, plan=None, **numbers):
+        return io.NodeOutput(latent_blend.latent_blend(sockets.plan_or_empty(plan), **numbers))

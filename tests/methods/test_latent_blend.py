@@ -9,6 +9,7 @@ from weft.engine.nouns import PLAIN, EditPlan, Step
 from weft.engine.sampling import edit
 from weft.methods.latent_blend import latent_blend
 from weft.tests.engine.analytic import Gaussian
+from weft.tests.numerics import assert_close
 
 SIZE = (6, 10)  # of the latents, and of the frames of this backbone
 
@@ -68,6 +69,38 @@ def test_a_mask_per_frame_acts_on_its_own_frame(run, backbone, trajectory):
     assert torch.equal(got[1], plain[1])  # this denoiser treats frames one by one
 
 
+@pytest.mark.parametrize(("schedule", "inside", "outside"), [("paper_ramp", 1, 0), ("shrink", 0, 1)])
+def test_schedules_ramp_on_one_side_of_the_mask_and_end_with_it(backbone, trajectory, schedule, inside, outside):
+    """After step s of 4: the edit's share is s/4 where it ramps up, 1 - s/4 where it ramps down."""
+    mask, z = one(0, slice(0, 3), slice(0, 4)), torch.randn(3, 4, *SIZE)
+    control = blend(mask, dilate=0, schedule=schedule)
+    for index in range(4):
+        level = 3 - index
+        step = Step(z, level, index, 4, trajectory, None, None, backbone, SILENT, 0)
+        source, got, share = trajectory.latents[level], control.after_step(step), (index + 1) / 4
+        within, beyond = (share, 0.0) if inside else (1.0, 1 - share)
+        want = torch.where(mask[:, None] > 0, torch.lerp(source, z, within), torch.lerp(source, z, beyond))
+        assert_close(got, want)
+        hard = blend(mask, dilate=0).after_step(step)
+        assert torch.equal(got, hard) == (index == 3)
+
+
+@pytest.mark.parametrize("schedule", ["paper_ramp", "shrink"])
+def test_without_a_hole_shrink_is_the_plain_edit_and_without_a_mask_all_end_with_the_source(run, backbone, schedule):
+    source = run(latent_blend(PLAIN, torch.zeros(1, *SIZE)))
+    assert torch.equal(run(latent_blend(PLAIN, torch.zeros(1, *SIZE), schedule=schedule)), source)
+    everywhere = run(latent_blend(PLAIN, torch.ones(1, *SIZE), schedule=schedule))
+    assert torch.equal(everywhere, run()) == (schedule == "shrink")
+
+
+def test_a_feather_fades_outside_the_mask_by_equal_steps():
+    cells = blend(one(0, 2, 1), dilate=0, feather=3).cells(SIZE)
+    assert_close(cells[0, 0, 2, :6], torch.tensor([0.75, 1.0, 0.75, 0.5, 0.25, 0.0]))
+    assert_close(cells[0, 0, :, 1], torch.tensor([0.5, 0.75, 1.0, 0.75, 0.5, 0.25]))
+    dilated = blend(one(0, 2, 1), dilate=1, feather=1).cells(SIZE)
+    assert_close(dilated[0, 0, 2, :5], torch.tensor([1.0, 1.0, 1.0, 0.5, 0.0]))
+
+
 @pytest.mark.parametrize(("value", "edited"), [(1.0, 1), (0.5, 1), (0.49, 0)])
 def test_a_cell_is_edited_if_any_of_its_pixels_is_half_masked(value, edited):
     """Frames of 24x30 pixels over 6x10 cells: 4x3 pixels a cell."""
@@ -115,7 +148,8 @@ def test_it_comes_after_what_the_plan_already_has():
         (one(0, 1, 1, value=255.0), {}, r"the mask must hold numbers in 0\.\.1, got 0 to 255"),
         (one(0, 1, 1, value=-0.5), {}, r"the mask must hold numbers in 0\.\.1, got -0\.5 to 0"),
         (torch.ones(1, 6, 10), {"dilate": -1}, "dilate must be 0 or more latent cells, got -1"),
-        (torch.ones(1, 6, 10), {"schedule": "soft"}, "no blend schedule 'soft': want one of hard"),
+        (torch.ones(1, 6, 10), {"feather": -2}, "feather must be 0 or more latent cells, got -2"),
+        (torch.ones(1, 6, 10), {"schedule": "soft"}, "no blend schedule 'soft': want one of hard, paper_ramp, shrink"),
         (torch.ones(0, 6, 10), {}, r"want a mask \[F, H, W\], .* got \[0, 6, 10\]"),
     ],
 )
