@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..engine.schedule import Schedule
 
 FRAMES_AT_ONCE = 8  # through the VAE: the memory of a decode must not grow with the clip
+END_OF_WORD = "</w>"  # as CLIP's tokenizer writes it
 ACTIVATION_BYTES = 10_486  # a latent cell and byte of precision: what ComfyUI reckons for Stable Diffusion's UNet
 
 
@@ -48,12 +49,24 @@ def decode_latents(vae: nn.Module, latents: Tensor, device: torch.device, check:
 
 def embed_text(tokenizer, encoder: nn.Module, text: str, device: torch.device) -> Tensor:
     """[1, L, E] last hidden state, padded to the tokenizer's length as Stable Diffusion is trained."""
-    tokens = tokenizer(
-        text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
+    tokens = _tokenized(tokenizer, text)
     # OpenCLIP-style encoders (SD 2.x, Zeroscope) attend over the padding as well, unless their config says otherwise.
     mask = tokens.attention_mask.to(device) if getattr(encoder.config, "use_attention_mask", False) else None
     return encoder(tokens.input_ids.to(device), attention_mask=mask)[0].float()
+
+
+def token_texts(tokenizer, text: str) -> tuple[str, ...]:
+    """What each position of `embed_text` stands for, as in `Prompt.tokens`."""
+    tokens = _tokenized(tokenizer, text)
+    ids, given = tokens.input_ids[0].tolist(), tokens.attention_mask[0].tolist()
+    pieces = (piece.replace(END_OF_WORD, " ") for piece in tokenizer.convert_ids_to_tokens(ids))
+    return tuple(p if here and i not in tokenizer.all_special_ids else "" for p, i, here in zip(pieces, ids, given))
+
+
+def _tokenized(tokenizer, text: str):
+    return tokenizer(
+        text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
 
 
 def make_schedule(scheduler_config: dict, steps: int) -> Schedule:

@@ -114,7 +114,7 @@ class DiffusersUNet:
     def embed(self, text: str) -> Prompt:
         with self.resident("text_encoder"):
             embedding = parts.embed_text(self.tokenizer, self.text_encoder, text, self.device).cpu()
-        return Prompt(embedding, text, self.fingerprint)
+        return Prompt(embedding, text, self.fingerprint, parts.token_texts(self.tokenizer, text))
 
     # ---- the network ------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
-"""From a clip to noise: the deterministic sampler run backwards."""
+"""From a clip to noise: the deterministic sampler run backwards, or noise put on the clip."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Convention = Literal["warm_start", "paper"]
+Noise = Literal["shared", "per_frame"]
+BUDGET = 8 * 2**30  # bytes of main memory for a trajectory
 
 
 @plain_torch
@@ -31,7 +34,7 @@ def invert(
     evaluations: int = 1,
     plan: EditPlan = PLAIN,
     chunk_frames: int = 0,
-    budget: int = 8 * 2**30,
+    budget: int = BUDGET,
     monitor: Monitor = SILENT,
 ) -> Trajectory:
     """DDIM inversion of a clip under its own prompt, without guidance.
@@ -53,25 +56,15 @@ def invert(
         ValueError: bad latents, steps or convention, a prompt of another model, a trajectory over the budget, or
             latents that become NaN.
     """
-    if convention not in ("warm_start", "paper"):
+    if convention not in get_args(Convention):
         raise ValueError(f"no inversion convention '{convention}': want 'warm_start' or 'paper'")
     if evaluations < 1:
         raise ValueError(f"want at least 1 evaluation a step, got {evaluations}")
-    if prompt.model != backbone.fingerprint:
-        raise ValueError(f"the prompt '{prompt.text}' was encoded by another model: encode it with '{backbone.name}'")
     if acting := plan.acting_at("before_step") + plan.acting_at("after_step"):
         names = ", ".join(type(c).__name__ for c in acting)
         raise ValueError(f"{names} acts on sampling steps and cannot guide an inversion: connect it to the sampler")
     schedule = backbone.schedule(steps)
-    z = backbone.scale(ordinary(latents)).to(backbone.device, torch.float32)
-    if len(prompt.embedding) not in (1, len(z)):
-        raise ValueError(f"the prompt has embeddings for {len(prompt.embedding)} frames, the clip has {len(z)}")
-    if (size := (steps + 1) * z.numel() * 4) > budget:
-        raise ValueError(
-            f"the trajectory would take {size / 2**30:.1f} GB and {budget / 2**30:.1f} GB are allowed: use fewer "
-            "frames or steps, or smaller frames"
-        )
-    _require_finite(z, "the latents to invert hold NaN or infinity: check the frames and the VAE's precision")
+    z = _clean(backbone, latents, prompt, steps, budget)
     require_chunks(backbone, len(z), chunk_frames, plan)
     levels = [z.cpu()]
     clean = z if backbone.sees_source else None
@@ -79,10 +72,18 @@ def invert(
     output = None
 
     def evaluate(x: Tensor, level: int) -> Tensor:
-        monitor.check()
-        index = schedule.steps - level
-        call = Evaluation(x[None], schedule.label(level), (prompt,), ("source",), index, image=clean, frames=frames)
-        return evaluate_with(backbone, call, plan, chunk_frames, monitor)[0]
+        call = Evaluation(
+            x[None],
+            schedule.label(level),
+            (prompt,),
+            ("source",),
+            schedule.steps - level,
+            schedule.steps,
+            image=clean,
+            frames=frames,
+            monitor=monitor,
+        )
+        return evaluate_with(backbone, call, plan, chunk_frames)[0]
 
     with backbone.resident("network", z[: chunk_frames or None, 0].numel()):
         for level in range(1, schedule.steps + 1):
@@ -100,6 +101,74 @@ def invert(
     trajectory = Trajectory(torch.stack(levels), schedule, prompt, convention)
     log.info("inverted %d frames in %d steps (%s): std(z_T) %.3f", len(z), steps, convention, trajectory.noise_std)
     return trajectory
+
+
+@plain_torch
+def add_noise(
+    backbone: Backbone,
+    latents: Tensor,
+    prompt: Prompt,
+    *,
+    steps: int = 10,
+    noise: Noise = "shared",
+    seed: int = 0,
+    frames: Sequence[int] | None = None,
+    budget: int = BUDGET,
+) -> Trajectory:
+    """The clip with one fixed noise on it at every level: where an edit may start that was not inverted.
+
+    No evaluation of the network. Level k is signal_k * clean + noise_k * eps, with the same eps at every level.
+
+    Args:
+        latents: the clip as `backbone.encode` gives it.
+        prompt: describes the clip; for a model that takes instructions, the empty one.
+        noise: "shared" gives all frames the same noise (VIA, figure 11: "using the same random seed"), "per_frame" each
+            its own, which depends on the seed and the frame's number alone.
+        frames: the numbers of these frames in the whole clip, for a part of it; by default 0, 1, 2, ...
+        budget: bytes the trajectory may take in main memory.
+
+    Raises:
+        ValueError: bad latents, steps or noise, a prompt of another model, numbers that are not one a frame, or a
+            trajectory over the budget.
+    """
+    if noise not in get_args(Noise):
+        raise ValueError(f"no noise '{noise}': want one of {', '.join(get_args(Noise))}")
+    schedule = backbone.schedule(steps)
+    z = _clean(backbone, latents, prompt, steps, budget).cpu()
+    numbers = range(len(z)) if frames is None else frames
+    if len(numbers) != len(z) or min(numbers, default=0) < 0:
+        raise ValueError(f"want the numbers of these {len(z)} frames in the whole clip, 0 or more, got {list(numbers)}")
+    if noise == "shared":
+        eps = _gaussian(z[0].shape, seed).expand_as(z)
+    else:
+        # One seed per pair of seed and frame, so that frame 1 of seed 0 is not frame 0 of seed 1.
+        eps = torch.stack([_gaussian(z[0].shape, (seed * 2**20 + number) % 2**63) for number in numbers])
+    levels = torch.empty(steps + 1, *z.shape)
+    levels[0] = z
+    for level in range(1, steps + 1):
+        levels[level] = schedule.noised(z, eps, level)
+    return Trajectory(levels, schedule, prompt, "add_noise")
+
+
+def _gaussian(shape: Sequence[int], seed: int) -> Tensor:
+    """Drawn on the CPU, so that a seed means the same noise on every device."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _clean(backbone: Backbone, latents: Tensor, prompt: Prompt, steps: int, budget: int) -> Tensor:
+    """Level 0 of a trajectory [F, C, h, w] on the model's device, checked with its prompt."""
+    if prompt.model != backbone.fingerprint:
+        raise ValueError(f"the prompt '{prompt.text}' was encoded by another model: encode it with '{backbone.name}'")
+    z = backbone.scale(ordinary(latents)).to(backbone.device, torch.float32)
+    if len(prompt.embedding) not in (1, len(z)):
+        raise ValueError(f"the prompt has embeddings for {len(prompt.embedding)} frames, the clip has {len(z)}")
+    if (size := (steps + 1) * z.numel() * 4) > budget:
+        raise ValueError(
+            f"the trajectory would take {size / 2**30:.1f} GB and {budget / 2**30:.1f} GB are allowed: use fewer "
+            "frames or steps, or smaller frames"
+        )
+    _require_finite(z, "the latents to invert hold NaN or infinity: check the frames and the VAE's precision")
+    return z
 
 
 def _require_finite(z: Tensor, complaint: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from .monitor import Monitor
+from .monitor import SILENT, Monitor
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Prompt:
     embedding: Tensor  # [1, L, E], or [F, L, E] for a text per frame
     text: str
     model: str  # fingerprint of the model that encoded it
+    tokens: tuple[str, ...] = ()  # [L] the text at each position, a space after a word's end; "" where there is none
 
     def select(self, positions: Sequence[int]) -> Prompt:
         """The prompt for some frames of the clip."""
@@ -77,10 +78,12 @@ class Evaluation:
     prompts: tuple[Prompt, ...]  # one a row
     rows: tuple[Row, ...]
     step: int = 0  # 0 is the first, noisiest step of the run
+    steps: int = 1  # of the run
     image: Tensor | None = None  # [F, C, h, w] clean latents of the source, for models that are given its picture
     frames: tuple[int, ...] = ()  # where in the clip these frames are; empty: all, in order
     whole: bool = False  # these frames must be evaluated together, however few a chunk may have
     shared: Mapping[Any, Any] = field(default_factory=dict)  # what a control made in `evaluate` for its own `attention`
+    monitor: Monitor = SILENT
 
     def select(self, positions: Sequence[int]) -> Evaluation:
         """The same for some of these frames, by their positions in it."""

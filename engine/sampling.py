@@ -104,10 +104,12 @@ def _guided(step: Step, plan: EditPlan, guidance: float, image_guidance: float, 
         tuple(prompt for _, prompt in rows.values()),
         tuple(rows),
         step.index,
+        step.steps,
         image=step.source_latents(0) if step.backbone.sees_source else None,
         frames=tuple(range(step.trajectory.frames)),
+        monitor=step.monitor,
     )
-    output = dict(zip(rows, evaluate_with(step.backbone, evaluation, plan, chunk_frames, step.monitor)))
+    output = dict(zip(rows, evaluate_with(step.backbone, evaluation, plan, chunk_frames)))
     guided = output["positive"]
     if "negative" in output:
         guided = output["negative"] + guidance * (guided - output["negative"])
@@ -116,9 +118,7 @@ def _guided(step: Step, plan: EditPlan, guidance: float, image_guidance: float, 
     return guided
 
 
-def evaluate_with(
-    backbone: Backbone, evaluation: Evaluation, plan: EditPlan, chunk_frames: int = 0, monitor: Monitor = SILENT
-) -> Tensor:
+def evaluate_with(backbone: Backbone, evaluation: Evaluation, plan: EditPlan, chunk_frames: int = 0) -> Tensor:
     """The network's output [R, F, C, h, w], float32, under a plan's attention, feature and evaluation controls.
 
     Evaluation controls see all frames; what they evaluate runs in chunks of `chunk_frames`, unless it is `whole`.
@@ -127,10 +127,11 @@ def evaluate_with(
     def network(e: Evaluation) -> Tensor:
         frames = e.latents.shape[1]
         if e.whole or not 0 < chunk_frames < frames:
+            e.monitor.check()
             return backbone.predict(e, plan.controls)
         outputs = []
         for first in range(0, frames, chunk_frames):
-            monitor.check()
+            e.monitor.check()
             chunk = e.select(range(first, min(first + chunk_frames, frames)))
             outputs.append(backbone.predict(chunk, plan.controls))
         return torch.cat(outputs, 1)

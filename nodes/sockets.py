@@ -9,6 +9,9 @@ from ..engine.nouns import PLAIN, EditPlan, Prompt
 Model = io.Custom("WEFT_MODEL")
 Trajectory = io.Custom("WEFT_TRAJECTORY")
 Plan = io.Custom("WEFT_PLAN")
+Chunks = io.Custom("WEFT_CHUNKS")  # how a long clip is cut
+Chunk = io.Custom("WEFT_CHUNK")  # one part of it
+Sam = io.Custom("WEFT_SAM")
 
 
 def plan_input() -> io.Input:
@@ -21,7 +24,8 @@ def plan_or_empty(plan: EditPlan | None) -> EditPlan:
 
 def to_conditioning(prompt: Prompt) -> list:
     """As ComfyUI passes prompts about, with what a trajectory needs to know of this one."""
-    return [[prompt.embedding, {"pooled_output": None, "weft_text": prompt.text, "weft_model": prompt.model}]]
+    told = {"weft_text": prompt.text, "weft_model": prompt.model, "weft_tokens": prompt.tokens}
+    return [[prompt.embedding, {"pooled_output": None, **told}]]
 
 
 def from_conditioning(conditioning: list) -> Prompt:
@@ -29,4 +33,4 @@ def from_conditioning(conditioning: list) -> Prompt:
     if len(conditioning) != 1 or "weft_model" not in conditioning[0][1]:
         raise ValueError("this conditioning is not from Weft: use 'Encode Prompt (Weft)' with the same model")
     embedding, extra = conditioning[0]
-    return Prompt(embedding, extra["weft_text"], extra["weft_model"])
+    return Prompt(embedding, extra["weft_text"], extra["weft_model"], tuple(extra.get("weft_tokens", ())))

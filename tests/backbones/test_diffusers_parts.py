@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from weft.backbones.diffusers_parts import embed_text, fingerprint
+from weft.backbones.diffusers_parts import embed_text, fingerprint, token_texts
 
 
 def module(seed=0):
@@ -61,3 +61,11 @@ def test_padding_is_attended_unless_the_config_says_otherwise(tiny, masked):
         assert encoder.mask.sum() == 5  # start, three words, end
     else:
         assert encoder.mask is None
+
+
+def test_tokens_of_a_prompt_spell_it_position_by_position(tiny):
+    tokens = token_texts(tiny.tokenizer, "A teal square on a zebra")
+    assert tokens[:6] == ("", "a ", "teal ", "square ", "on ", "a ")
+    assert len(tokens) == tiny.tokenizer.model_max_length
+    assert "".join(tokens) == "a teal square on a zebra "
+    assert tiny.embed("A teal square on a zebra").tokens == tokens
