@@ -16,6 +16,7 @@ NODES = {  # module -> nodes in it
     "str_match": ("WeftSTRLatentOptimizer", "WeftPreviewSTRScore"),
     "latent_blend": ("WeftLatentBlend",),
     "sampling": ("WeftEditSampler",),
+    "masks": ("WeftLoadSAM", "WeftSAMMask", "WeftTextToBoxes", "WeftTrackMask"),
     "evaluate": ("WeftEvaluateEdit",),
 }
 

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ...engine.autograd import ordinary, plain_torch
+from ...engine.autograd import plain_torch
 from ...engine.masks import Detection, Detector
 from ...engine.monitor import SILENT, Monitor
 from .prompts import write_boxes
-from .segment import check_clip
+from .segment import check_clip, frame_of
 from .show import draw_box
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def find(
     found, best, pictures = {}, 0.0, []
     for done, k in enumerate(at):
         monitor.check()
-        frame = ordinary(frames[k])
+        frame = frame_of(frames, k)
         seen, score = detector.find(frame, phrases, threshold)
         best = max(best, score)
         if kept := tuple(_into(d, frame) for d in sorted(seen, key=lambda d: -d.score))[: top or None]:

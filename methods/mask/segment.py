@@ -56,7 +56,7 @@ def segment(
     masks, scores, pictures = [], [], []
     for done, (k, things) in enumerate(asked.items()):
         monitor.check()
-        frame = ordinary(frames[k])
+        frame = frame_of(frames, k)
         ask, mask, score = segmenter.look(frame), torch.zeros(frame.shape[:2], dtype=torch.bool), 1.0
         for prompts in things:
             found, sure = choose(ask(prompts), choice)
@@ -85,8 +85,14 @@ def index_of(candidates: Candidates, choice: Choice = "best") -> int:
 def check_clip(frames: Tensor) -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(f"want frames [F, H, W, 3], got {list(frames.shape)}")
-    if not torch.isfinite(frames).all():
-        raise ValueError("the frames hold NaN or infinity")
+
+
+def frame_of(frames: Tensor, k: int) -> Tensor:
+    """One frame [H, W, 3] of a clip; ValueError if it holds NaN or infinity."""
+    frame = ordinary(frames[k])
+    if not torch.isfinite(frame).all():
+        raise ValueError(f"frame {k} holds NaN or infinity")
+    return frame
 
 
 def _place(prompts: Prompts) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ...engine.autograd import ordinary, plain_torch
 from ...engine.masks import Box, Candidates, Point, Prompts, Segmenter
 from ...engine.monitor import SILENT, Monitor
-from .segment import check_clip, index_of
+from .segment import check_clip, frame_of, index_of
 from .show import overlay
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class _Asking:
             motion = (0.0, 0.0)
             for k in order:
                 monitor.check()
-                frame = ordinary(frames[k])
+                frame = frame_of(frames, k)
                 mask, sure = self._find(frame, last, motion, color)
                 yield k, mask, sure
                 if sure >= self.min_confidence and mask.any():
