@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from ..methods import chunks as cut
+from . import sockets
+
+
+class WeftChunkPlan(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftChunkPlan",
+            display_name="Chunk Plan (Weft)",
+            category="Weft/chunks",
+            description="Cuts a long clip for several workers that edit with gather-swap attention.",
+            inputs=[
+                io.Image.Input("images", tooltip="The whole clip."),
+                io.Int.Input("chunks", default=1, min=1, max=1024, tooltip="How many workers edit a part of it."),
+                io.Int.Input(
+                    "group_size",
+                    default=4,
+                    min=1,
+                    max=64,
+                    tooltip="Frames, evenly spaced over the whole clip, whose keys and values every worker gathers.",
+                ),
+            ],
+            outputs=[sockets.Chunks.Output(display_name="chunks")],
+        )
+
+    @classmethod
+    def execute(cls, images, chunks, group_size):
+        return io.NodeOutput(cut.plan_chunks(len(images), chunks, group=group_size))
+
+
+class WeftChunkSelect(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftChunkSelect",
+            display_name="Chunk Select (Weft)",
+            category="Weft/chunks",
+            description="The part of the clip that one worker edits, with the frames of the group.",
+            inputs=[
+                sockets.Chunks.Input("chunks", tooltip="From Chunk Plan."),
+                io.Image.Input("images", tooltip="The whole clip."),
+                io.Int.Input("index", default=0, min=0, max=1023, tooltip="Which chunk; the first is 0."),
+                io.Mask.Input("mask", optional=True, tooltip="The whole clip's mask, if a blend needs one."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                io.Mask.Output(display_name="mask"),
+                sockets.Chunk.Output(display_name="chunk"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, chunks, images, index, mask=None):
+        return io.NodeOutput(*cut.select(chunks, index, images, mask))
+
+
+class WeftChunkMerge(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftChunkMerge",
+            display_name="Chunk Merge (Weft)",
+            category="Weft/chunks",
+            description="Puts the edited chunks together to one clip.",
+            inputs=[
+                sockets.Chunks.Input("chunks", tooltip="From Chunk Plan."),
+                io.Image.Input("images", tooltip="All that every worker edited, one worker after another."),
+                io.String.Input(
+                    "order",
+                    default="",
+                    optional=True,
+                    tooltip="Which chunk comes when, as in: 2 0 1. Empty: 0, 1, 2 and so on.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(cls, chunks, images, order=""):
+        return io.NodeOutput(cut.merge(chunks, images, cut.read_order(order)))

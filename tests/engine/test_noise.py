@@ -1,0 +1,105 @@
+"""Starting from noise that was put on the clip, without an inversion."""
+
+import pytest
+import torch
+
+from weft.engine.inversion import add_noise
+from weft.engine.sampling import edit
+from weft.tests.engine.analytic import Gaussian
+from weft.tests.engine.test_schedule import PREDICTIONS, ZERO_SNR
+from weft.tests.numerics import assert_close
+
+
+@pytest.fixture(params=[{"prediction_type": p} for p in PREDICTIONS] + [ZERO_SNR], ids=["epsilon", "v", "pure noise"])
+def backbone(request):
+    return Gaussian(**request.param)
+
+
+def noisy(backbone, latents, **options):
+    return add_noise(backbone, latents, backbone.embed(""), **{"steps": 5, **options})
+
+
+def noise_of(trajectory):
+    """[S, F, C, h, w] the noise on each level."""
+    s = trajectory.schedule
+    levels = range(1, s.steps + 1)
+    return torch.stack([(trajectory.latents[k] - s.signal[k] * trajectory.latents[0]) / s.noise[k] for k in levels])
+
+
+def test_every_level_is_the_clip_with_one_noise(backbone):
+    clip = backbone.sample(frames=3)
+    trajectory = noisy(backbone, clip)
+    assert torch.equal(trajectory.latents[0], backbone.scale(clip))
+    eps = noise_of(trajectory)
+    torch.testing.assert_close(eps, eps[-1:].expand_as(eps), rtol=0, atol=1e-4)  # divided by little noise
+    assert 0.8 < eps[-1].std() < 1.2
+    assert trajectory.convention == "add_noise"
+    assert backbone.evaluations == []
+
+
+def test_the_network_that_knows_the_noise_gives_the_clip_back(backbone):
+    """The answer it should give, at any level, is the one that leads from there to the clip and to the noise."""
+    clip = backbone.scale(backbone.sample())
+    schedule, eps = backbone.schedule(5), torch.randn(clip.shape)
+    for level in range(1, 6):
+        x = schedule.noised(clip, eps, level)
+        got, noise = schedule.split(x, schedule.answer(clip, eps, level), level)
+        torch.testing.assert_close(got, clip, rtol=0, atol=1e-4)
+        torch.testing.assert_close(noise, eps, rtol=0, atol=1e-4)
+
+
+def test_noise_is_shared_or_each_frames_own(backbone):
+    clip = backbone.sample(frames=3)
+    shared, own = (noise_of(noisy(backbone, clip, noise=n))[-1] for n in ("shared", "per_frame"))
+    assert_close(shared[1:], shared[:1].expand(2, -1, -1, -1), torch.float16)
+    assert (own[0] - own[1]).abs().max() > 0.5
+    assert (own[1] - own[2]).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("noise", ["shared", "per_frame"])
+def test_a_part_of_a_clip_gets_the_noise_it_has_in_the_whole(noise):
+    backbone = Gaussian()
+    clip = backbone.sample(frames=6)
+    whole = noisy(backbone, clip, noise=noise, seed=3)
+    part = noisy(backbone, clip[[4, 1]], noise=noise, seed=3, frames=(4, 1))
+    assert torch.equal(part.latents, whole.latents[:, [4, 1]])
+
+
+def test_seeds_and_frames_do_not_collide():
+    backbone = Gaussian()
+    clip = backbone.sample(frames=2)
+    first, second = (noisy(backbone, clip, noise="per_frame", seed=s).latents[-1] for s in (0, 1))
+    assert not torch.equal(first[1], second[0])
+    assert torch.equal(noisy(backbone, clip, seed=2**53).latents, noisy(backbone, clip, seed=2**53).latents)
+    assert noisy(backbone, clip, noise="per_frame", seed=2**53).latents.isfinite().all()
+
+
+def test_an_edit_starts_from_it():
+    backbone = Gaussian(prediction_type="v_prediction")
+    clip = backbone.sample(frames=3)
+    trajectory = noisy(backbone, clip, steps=20)
+    assert edit(backbone, trajectory, backbone.embed("a red cat"), guidance=1.0).shape == clip.shape
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"noise": "pink"}, "no noise 'pink': want one of shared, per_frame"),
+        ({"frames": (0, 1)}, r"want the numbers of these 3 frames in the whole clip, 0 or more, got \[0, 1\]"),
+        ({"frames": (0, 1, -2)}, "0 or more"),
+        ({"budget": 100}, "use fewer frames or steps"),
+        ({"steps": 5000}, "want 1 to 1000 steps"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, match):
+    backbone = Gaussian()
+    with pytest.raises(ValueError, match=match):
+        noisy(backbone, backbone.sample(), **options)
+
+
+def test_a_prompt_of_another_model_is_refused():
+    from dataclasses import replace
+
+    backbone = Gaussian()
+    with pytest.raises(ValueError, match="encoded by another model"):
+        add_noise(backbone, backbone.sample(), replace(backbone.embed(""), model="other"))
