@@ -16,6 +16,7 @@ NODES = {  # module -> nodes in it
     "str_match": ("WeftSTRLatentOptimizer", "WeftPreviewSTRScore"),
     "latent_blend": ("WeftLatentBlend",),
     "noise": ("WeftAddNoise",),
+    "adaptation": ("WeftEditCandidates", "WeftTestTimeAdaptation", "WeftLoadAdapter"),
     "gather_swap": ("WeftGatherSwapAttention",),
     "chunks": ("WeftChunkPlan", "WeftChunkSelect", "WeftChunkMerge"),
     "sampling": ("WeftEditSampler",),

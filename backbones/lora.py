@@ -1,0 +1,161 @@
+"""LoRA on a model's attention (Hu et al. 2021), through peft: an adapted model is another `Backbone`.
+
+Its network is a copy of the modules around the very same weights, with low-rank layers beside the projections of
+attention. So it takes hardly more memory, and nothing of the model it came from changes. It has a fingerprint of its
+own: prompts and trajectories of the one are not taken for those of the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.autograd import ordinary, plain_torch
+from .protocol import Backbone
+
+T = TypeVar("T")
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of every attention layer
+PREFIX = "unet."  # in files, as diffusers names them
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """Low-rank weights, and the model they belong to."""
+
+    weights: Mapping[str, Tensor]  # by their names in the network, float32 on the CPU
+    rank: int
+    model: str  # fingerprint of the model they were trained on
+    about: str = ""  # what it was trained for, to be shown
+
+
+@plain_torch
+def adapt(
+    backbone: Backbone,
+    fit: Callable[[Backbone, list[nn.Parameter]], T],
+    *,
+    rank: int = 16,
+    seed: int = 0,
+    about: str = "",
+    rescue: Callable[[Adapter], object] | None = None,
+) -> tuple[Backbone, Adapter, T]:
+    """Gives a model an adapter, and `fit` trains it.
+
+    Args:
+        fit: is given the model with a fresh adapter, whose output is still that of `backbone`, and the parameters to
+            train, in place. The model goes by the fingerprint of `backbone` as long as it is trained.
+        rescue: is given the adapter as it stands if `fit` raises, by an error or a cancel, which then goes on.
+
+    Returns:
+        (the adapted model, its adapter, what `fit` returned).
+
+    Raises:
+        ValueError: a rank under 1, or a model that has an adapter.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        learning = _with_layers(backbone, rank)
+    try:
+        result = fit(learning, [p for p in learning.network.parameters() if p.requires_grad])
+    except BaseException:
+        if rescue is not None:
+            rescue(_read(learning.network, rank, backbone.fingerprint, about))
+        raise
+    adapter = _read(learning.network, rank, backbone.fingerprint, about)
+    return _finished(learning, adapter), adapter, result
+
+
+@plain_torch
+def with_adapter(backbone: Backbone, adapter: Adapter) -> Backbone:
+    """The model with an adapter that was trained before.
+
+    Raises:
+        ValueError: the adapter belongs to another model, or the model has one already.
+    """
+    if adapter.model != backbone.fingerprint:
+        raise ValueError(
+            f"this adapter was trained on another model than '{backbone.name}' (fingerprint {adapter.model}, got "
+            f"{backbone.fingerprint}): connect the model it was trained on, or train one on this model"
+        )
+    adapted = _with_layers(backbone, adapter.rank)
+    own = {name: p for name, p in adapted.network.named_parameters() if "lora_" in name}
+    if {n: p.shape for n, p in own.items()} != {n: w.shape for n, w in adapter.weights.items()}:
+        raise ValueError(f"the adapter has not the layers of '{backbone.name}': is its file whole?")
+    for name, parameter in own.items():
+        parameter.data.copy_(adapter.weights[name])
+    return _finished(adapted, adapter)
+
+
+def save_adapter(adapter: Adapter, path: Path) -> None:
+    """Writes safetensors with the names that diffusers' `load_lora_weights` knows."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {PREFIX + name.replace(".default", ""): w.contiguous() for name, w in adapter.weights.items()}
+    told = {"weft_model": adapter.model, "weft_rank": str(adapter.rank), "weft_about": adapter.about}
+    partial = path.with_suffix(".partial")
+    save_file(weights, partial, metadata={"format": "pt", **told})
+    partial.replace(path)  # what was there stays until the new file is whole
+
+
+def load_adapter(path: Path) -> Adapter:
+    """Reads what `save_adapter` wrote.
+
+    Raises:
+        ValueError: no such file, not safetensors, or not an adapter of this pack.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ValueError(f"no adapter '{path.name}': it is gone from its folder") from None
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"'{path.name}' is not a whole safetensors file ({error}): train it again") from error
+    if "weft_model" not in told:
+        raise ValueError(f"'{path.name}' is not an adapter of Weft: want one that Test-Time Adaptation saved")
+    names = {name: name.removeprefix(PREFIX).replace(".weight", ".default.weight") for name in weights}
+    weights = {names[name]: weight.float() for name, weight in weights.items()}
+    return Adapter(weights, int(told["weft_rank"]), told["weft_model"], told.get("weft_about", ""))
+
+
+def _with_layers(backbone: Backbone, rank: int) -> Backbone:
+    """A new model with fresh low-rank layers, the only weights of it that can be trained."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError(f"adapters need the package peft ({error}): pip install peft") from error
+
+    if rank < 1:
+        raise ValueError(f"want a rank of 1 or more, got {rank}")
+    if any("lora_" in name for name, _ in backbone.network.named_parameters()):
+        raise ValueError(f"'{backbone.name}' has an adapter already: start from the model it was made from")
+    # Other parameters around the same numbers: when one network is moved, the other stays where it is.
+    same = {id(p): nn.Parameter(ordinary(p.detach()), requires_grad=False) for p in backbone.network.parameters()}
+    adapted = copy(backbone)
+    adapted.network = deepcopy(backbone.network, same)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), adapted.network)
+    return adapted
+
+
+def _read(network: nn.Module, rank: int, model: str, about: str) -> Adapter:
+    lora = {name: p for name, p in network.named_parameters() if "lora_" in name}
+    return Adapter({name: p.detach().float().cpu().clone() for name, p in lora.items()}, rank, model, about)
+
+
+def _finished(backbone: Backbone, adapter: Adapter) -> Backbone:
+    """Frozen, and known by its weights."""
+    backbone.network.requires_grad_(False)
+    digest = hashlib.sha256(adapter.model.encode())
+    for name, weight in sorted(adapter.weights.items()):
+        digest.update(name.encode() + weight.numpy().tobytes())
+    backbone.name, backbone.fingerprint = f"{backbone.name} + adapter", digest.hexdigest()[:12]
+    return backbone

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import folder_paths
+from comfy_api.v0_0_2 import io, ui
+
+from ..backbones import lora
+from ..methods import adaptation
+from . import sockets
+from .host import NodeMonitor
+
+NONE = "(none found: train one with Test-Time Adaptation)"
+FOLDER = "loras"  # of ComfyUI's output, where its own training puts them, and of its models
+
+
+def adapter_files() -> dict[str, Path]:
+    """Names as the menu shows them -> files."""
+    folders = [Path(folder_paths.get_output_directory(), FOLDER), *map(Path, folder_paths.get_folder_paths(FOLDER))]
+    return {str(p.relative_to(f)): p for f in reversed(folders) for p in sorted(f.glob("**/*.safetensors"))}
+
+
+def keeper(name: str) -> Callable[[lora.Adapter], None]:
+    """Saves an adapter under a name; without one, does nothing. ValueError for what is not a plain name."""
+    if not name.strip():
+        return lambda adapter: None
+    if not re.fullmatch(r"\w[\w .-]*", name.strip()):
+        raise ValueError(f"want a plain file name of letters, digits, dots and dashes to save as, got '{name}'")
+    return partial(
+        lora.save_adapter, path=Path(folder_paths.get_output_directory(), FOLDER, f"{name.strip()}.safetensors")
+    )
+
+
+class WeftEditCandidates(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftEditCandidates",
+            display_name="Edit Candidates (Weft)",
+            category="Weft/adapt",
+            description="Edits one frame with several seeds, for you to choose the best: the root pair of VIA.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="An instruction model."),
+                io.Image.Input("images", tooltip="The clip."),
+                io.Conditioning.Input("instruction", tooltip="What to do, from Encode Prompt."),
+                io.Int.Input(
+                    "frame", default=0, min=0, max=2**31 - 1, tooltip="Which frame is edited; the first is 0."
+                ),
+                io.Int.Input("count", default=4, min=1, max=64, tooltip="How many candidates."),
+                io.Int.Input("choice", default=0, min=0, max=63, tooltip="Which of them is best; the first is 0."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53,
+                    control_after_generate=False,
+                    tooltip="Of the first candidate; the next has the next seed. Add Noise starts there with it.",
+                ),
+                io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Steps of each edit."),
+                io.Float.Input(
+                    "cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="How strongly to follow the instruction."
+                ),
+                io.Float.Input(
+                    "image_cfg",
+                    default=1.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly to keep to the source's picture.",
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="What guidance moves away from. Unconnected: no text."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="candidates"),
+                io.Image.Output(display_name="edited"),
+                io.Image.Output(display_name="source"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, images, instruction, frame, count, choice, seed, steps, cfg, image_cfg, negative=None):
+        source = adaptation.choose(images, frame, "frames")
+        found = adaptation.candidates(
+            model,
+            source,
+            sockets.from_conditioning(instruction),
+            negative=None if negative is None else sockets.from_conditioning(negative),
+            count=count,
+            seed=seed,
+            steps=steps,
+            guidance=cfg,
+            image_guidance=image_cfg,
+            monitor=NodeMonitor(count * steps),
+        )
+        edited = adaptation.choose(found, choice)
+        return io.NodeOutput(found, edited, source, ui=ui.PreviewImage(found, cls=cls))
+
+
+class WeftTestTimeAdaptation(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftTestTimeAdaptation",
+            display_name="Test-Time Adaptation (Weft)",
+            category="Weft/adapt",
+            description="Trains a small adapter on one good edit of one frame, so that the model edits all frames so.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="An instruction model. It is not changed: a new one comes out."),
+                io.Image.Input("source", tooltip="One frame, from Edit Candidates."),
+                io.Image.Input("edited", tooltip="Its best edit, from Edit Candidates."),
+                io.Conditioning.Input("instruction", tooltip="What was done, encoded with this model."),
+                io.Int.Input("steps", default=100, min=1, max=10_000, tooltip="Training steps, one pair each."),
+                io.Float.Input(
+                    "rate",
+                    default=1e-4,
+                    min=1e-7,
+                    max=1.0,
+                    step=1e-5,
+                    round=False,
+                    tooltip="Learning rate. More learns faster and forgets what else the model knew.",
+                ),
+                io.Int.Input("rank", default=16, min=1, max=512, tooltip="Of the low-rank layers (LoRA) on attention."),
+                io.Float.Input(
+                    "drop",
+                    default=0.05,
+                    min=0.0,
+                    max=0.33,
+                    step=0.01,
+                    tooltip="How often text, picture, and both are left out, each, so that guidance goes on working.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53,
+                    control_after_generate=False,
+                    tooltip="Of the transforms and the noise of the training.",
+                ),
+                io.String.Input(
+                    "save_as",
+                    default="",
+                    optional=True,
+                    tooltip="A name to save the adapter under, also if the training is cancelled. Empty: not saved.",
+                ),
+            ],
+            outputs=[
+                sockets.Model.Output(display_name="model"),
+                io.Image.Output(display_name="loss_curve"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, source, edited, instruction, steps, rate, rank, drop, seed, save_as=""):
+        keep, prompt = keeper(save_as), sockets.from_conditioning(instruction)
+        training = partial(
+            adaptation.fit,
+            source=source,
+            edited=edited,
+            instruction=prompt,
+            steps=steps,
+            rate=rate,
+            drop=drop,
+            seed=seed,
+            monitor=NodeMonitor(steps),
+        )
+        adapted, adapter, losses = lora.adapt(model, training, rank=rank, seed=seed, about=prompt.text, rescue=keep)
+        keep(adapter)
+        picture = adaptation.curve(losses)
+        return io.NodeOutput(adapted, picture, ui=ui.PreviewImage(picture, cls=cls))
+
+
+class WeftLoadAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftLoadAdapter",
+            display_name="Load Adapter (Weft)",
+            category="Weft/load",
+            description="Gives a model an adapter that Test-Time Adaptation saved.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The very model it was trained on. It is not changed."),
+                io.Combo.Input(
+                    "adapter",
+                    options=list(adapter_files()) or [NONE],
+                    tooltip="A file in output/loras or models/loras. Press R to look again.",
+                ),
+            ],
+            outputs=[sockets.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model, adapter):
+        file = adapter_files().get(adapter)
+        return file and file.stat().st_mtime
+
+    @classmethod
+    def execute(cls, model, adapter):
+        files = adapter_files()
+        if adapter not in files:
+            raise ValueError(f"no adapter '{adapter}': found {', '.join(files) or 'none'} (press R to look again)")
+        return io.NodeOutput(lora.with_adapter(model, lora.load_adapter(files[adapter])))

@@ -1,0 +1,177 @@
+"""An adapted model is a new one: the model it came from does not change, in memory or in what it gives."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weft.backbones.lora import adapt, load_adapter, save_adapter, with_adapter
+from weft.engine.inversion import add_noise
+from weft.engine.nouns import PLAIN, Control, Evaluation
+from weft.engine.sampling import edit
+from weft.methods.gather_swap import gather_swap
+from weft.tests.numerics import assert_close
+from weft.tests.tiny import make_latents
+
+
+def evaluation(backbone):
+    z = torch.stack([make_latents(2, (5, 9), seed) for seed in range(2)])
+    prompts = backbone.embed("a red square"), backbone.embed("make it blue")
+    return Evaluation(z, 501, prompts, ("negative", "positive"), image=make_latents(2, (5, 9), 9))
+
+
+@torch.no_grad()
+def predict(backbone, e, *controls):
+    return backbone.predict(e, controls)
+
+
+def push(backbone, parameters):
+    """A training that needs no gradients."""
+    with torch.no_grad():
+        for i, parameter in enumerate(parameters):
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    return len(parameters)
+
+
+def nothing(backbone, parameters):
+    return None
+
+
+def weights(network):
+    return {name: (id(p), p.clone()) for name, p in network.named_parameters()}
+
+
+def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(tiny_instruct64):
+    e = evaluation(tiny_instruct64)
+    want = predict(tiny_instruct64, e)
+    assert_close(predict(adapt(tiny_instruct64, nothing)[0], e), want)
+    adapted, _, trained = adapt(tiny_instruct64, push, rank=2)
+    assert (predict(adapted, e) - want).abs().max() > 0.01
+    assert trained == 14 * 4 * 2  # attention layers, projections, low-rank factors
+
+
+def test_the_model_on_the_wire_stays_as_it_is(tiny_instruct):
+    e, before = evaluation(tiny_instruct), weights(tiny_instruct.network)
+    want, name, fingerprint = predict(tiny_instruct, e), tiny_instruct.name, tiny_instruct.fingerprint
+    adapted, *_ = adapt(tiny_instruct, push, rank=2)
+    predict(adapted, e)
+    after = weights(tiny_instruct.network)
+    assert list(after) == list(before)
+    assert all(after[n][0] == before[n][0] and torch.equal(after[n][1], before[n][1]) for n in after)
+    assert torch.equal(predict(tiny_instruct, e), want)
+    assert (tiny_instruct.name, tiny_instruct.fingerprint) == (name, fingerprint)
+
+
+def test_both_share_their_weights_until_one_is_moved(tiny_instruct):
+    adapted, *_ = adapt(tiny_instruct, push, rank=2)
+    base, other = tiny_instruct.network.conv_in.weight, adapted.network.conv_in.weight
+    assert other.data_ptr() == base.data_ptr()
+    adapted.network.to(torch.float64)
+    assert base.dtype == tiny_instruct.network.conv_in.weight.dtype == torch.float32
+
+
+def test_each_model_has_a_fingerprint_of_its_own(tiny_instruct):
+    seen = {tiny_instruct.fingerprint}
+    for options in ({"rank": 2}, {"rank": 3}, {"rank": 2, "seed": 1}):
+        seen.add(adapt(tiny_instruct, push, **options)[0].fingerprint)
+    assert len(seen) == 4
+    adapted, *_ = adapt(tiny_instruct, push, rank=2)
+    assert adapted.fingerprint in seen
+    trajectory = add_noise(tiny_instruct, make_latents(2), tiny_instruct.embed(""), steps=2)
+    with pytest.raises(ValueError, match="inverted with another model than 'tiny-instruct \\+ adapter'"):
+        edit(adapted, trajectory, adapted.embed("make it blue"))
+
+
+def test_an_adapted_model_edits_and_can_be_controlled(tiny_instruct):
+    adapted, *_ = adapt(tiny_instruct, push, rank=2)
+    trajectory = add_noise(adapted, make_latents(3), adapted.embed(""), steps=2)
+    instruction = adapted.embed("make it blue")
+    plain, swapped = (edit(adapted, trajectory, instruction, plan=p) for p in (PLAIN, gather_swap(PLAIN, group=2)))
+    assert (plain - swapped).abs().max() > 0.01
+    e = evaluation(adapted)
+    torch.testing.assert_close(predict(adapted, e, Through()), predict(adapted, e), rtol=1e-4, atol=1e-5)
+
+
+class Through(Control):
+    def attention(self, call, q, k, v, attend):
+        return attend(q, k, v)
+
+
+def test_an_adapter_is_the_same_after_it_was_saved(tiny_instruct, tmp_path):
+    adapted, adapter, _ = adapt(tiny_instruct, push, rank=2, about="make it blue")
+    save_adapter(adapter, tmp_path / "new" / "blue.safetensors")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["blue.safetensors"]
+    loaded = load_adapter(tmp_path / "new" / "blue.safetensors")
+    assert (loaded.rank, loaded.model, loaded.about) == (2, tiny_instruct.fingerprint, "make it blue")
+    again = with_adapter(tiny_instruct, loaded)
+    assert again.fingerprint == adapted.fingerprint
+    e = evaluation(tiny_instruct)
+    assert torch.equal(predict(again, e), predict(adapted, e))
+
+
+def test_diffusers_reads_it_too(tiny_instruct, tmp_path):
+    from copy import deepcopy
+
+    adapted, adapter, _ = adapt(tiny_instruct, push, rank=2)
+    save_adapter(adapter, tmp_path / "blue.safetensors")
+    network = deepcopy(tiny_instruct.network)
+    network.load_lora_adapter(tmp_path / "blue.safetensors", prefix="unet")
+    theirs = adapted.fingerprint, network
+    e = evaluation(tiny_instruct)
+    want = predict(adapted, e)
+    adapted.network = theirs[1]
+    assert_close(predict(adapted, e), want)
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_what_was_learned_before_a_cancel_can_be_kept(tiny_instruct, failure):
+    kept = []
+
+    def half(backbone, parameters):
+        push(backbone, parameters)
+        raise failure
+
+    with pytest.raises(failure):
+        adapt(tiny_instruct, half, rank=2, rescue=kept.append)
+    (adapter,) = kept
+    assert with_adapter(tiny_instruct, adapter).fingerprint == adapt(tiny_instruct, push, rank=2)[0].fingerprint
+
+
+def test_the_seed_decides_and_random_numbers_of_others_are_left_alone(tiny_instruct):
+    torch.manual_seed(7)
+    want = torch.rand(3)
+    torch.manual_seed(7)
+    one, other = (adapt(tiny_instruct, nothing, rank=2)[1].weights for _ in range(2))
+    assert torch.equal(torch.rand(3), want)
+    assert all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_models_of_comfyui_are_inference_tensors(tiny_instruct):
+    with torch.inference_mode():
+        adapted, *_ = adapt(tiny_instruct, push, rank=2)
+    assert not any(p.is_inference() for p in adapted.network.parameters())
+
+
+def test_adapters_of_another_model_are_refused(tiny_instruct, tmp_path):
+    adapted, adapter, _ = adapt(tiny_instruct, push, rank=2)
+    with pytest.raises(ValueError, match="trained on another model than 'tiny-instruct' \\(fingerprint other, got"):
+        with_adapter(tiny_instruct, replace(adapter, model="other"))
+    with pytest.raises(ValueError, match="the adapter has not the layers of 'tiny-instruct': is its file whole"):
+        with_adapter(tiny_instruct, replace(adapter, weights=dict(list(adapter.weights.items())[1:])))
+    with pytest.raises(ValueError, match="has an adapter already: start from the model it was made from"):
+        adapt(adapted, push)
+    with pytest.raises(ValueError, match="want a rank of 1 or more, got 0"):
+        adapt(tiny_instruct, push, rank=0)
+
+
+def test_files_that_are_no_adapters_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(ValueError, match=r"no adapter 'gone\.safetensors'"):
+        load_adapter(tmp_path / "gone.safetensors")
+    (tmp_path / "text.safetensors").write_text("this is not safetensors")
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        load_adapter(tmp_path / "text.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="is not an adapter of Weft"):
+        load_adapter(tmp_path / "other.safetensors")
