@@ -16,7 +16,7 @@ class WeftChunkPlan(io.ComfyNode):
             description="Cuts a long clip for several workers that edit with gather-swap attention.",
             inputs=[
                 io.Image.Input("images", tooltip="The whole clip."),
-                io.Int.Input("chunks", default=1, min=1, max=1024, tooltip="How many workers edit a part of it."),
+                io.Int.Input("count", default=1, min=1, max=1024, tooltip="How many workers edit a part of it."),
                 io.Int.Input(
                     "group_size",
                     default=4,
@@ -29,8 +29,8 @@ class WeftChunkPlan(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, chunks, group_size):
-        return io.NodeOutput(cut.plan_chunks(len(images), chunks, group=group_size))
+    def execute(cls, images, count, group_size):
+        return io.NodeOutput(cut.plan_chunks(len(images), count, group=group_size))
 
 
 class WeftChunkSelect(io.ComfyNode):
