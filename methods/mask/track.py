@@ -27,7 +27,7 @@ from .show import overlay
 
 log = logging.getLogger(__name__)
 WhenLost = Literal["hold", "empty", "stop"]
-MARGIN = 0.1  # of a box's size, on each side: what a thing may grow or turn from frame to frame
+MARGIN, LEAST = 0.2, 2.0  # of a box's size, and pixels, on each side: what a thing may move or grow unforeseen
 COLOR_SCALE = 0.2  # mean colors that differ by so much are alike by 1/e
 
 
@@ -169,13 +169,13 @@ class _Asking:
             mask = candidates.masks[i].cpu()
             return _confidence(candidates, i, frame, mask, color), mask, candidates.raw[i]
 
-        places = [_around(last, shift, size) for shift in dict.fromkeys(((0.0, 0.0), motion))]
+        places = [_around(last, shift, size) for shift in dict.fromkeys((motion, (0.0, 0.0)))]
         answers = [rated(Prompts(points=(middle,), box=box)) for box, middle in places]
         sure, mask, raw = max(answers, key=lambda answer: answer[0])
         if mask.any():
             box, middle = _around(mask, (0.0, 0.0), size)
             again = rated(Prompts(points=(middle,), box=box, guess=raw))
-            sure, mask, raw = max((sure, mask, raw), again, key=lambda answer: answer[0])
+            sure, mask, raw = max(again, (sure, mask, raw), key=lambda answer: answer[0])
         return mask, sure
 
 
@@ -195,7 +195,7 @@ def _around(mask: Tensor, shift: Point, size: tuple[int, int]) -> tuple[Box, Poi
     """(box with a margin, a point well inside) of a mask [H, W] moved by (x, y), cut to the picture."""
     rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
     left, right, top, bottom = (v.item() for v in (columns[0], columns[-1], rows[0], rows[-1]))
-    dx, dy = MARGIN * (right - left + 1), MARGIN * (bottom - top + 1)
+    dx, dy = (max(LEAST, MARGIN * (high - low + 1)) for low, high in ((left, right), (top, bottom)))
     x, y = _innermost(mask)
 
     def inside(x: float, y: float) -> Point:
