@@ -44,7 +44,7 @@ RECIPES = {
     "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
     "sam": Recipe(steps=1200, peak_rate=1e-3, seed=1234),
-    "detector": Recipe(steps=1000, peak_rate=1e-3, seed=1234),
+    "detector": Recipe(steps=2000, peak_rate=1.5e-3, seed=1234),
 }
 BATCH = {"image": 64, "video": 8, "detail": 48, "instruct": 40}
 CLIPS, CLIPS_SEED = 3000, 1234  # the training set; every other seed is held out

@@ -83,7 +83,7 @@ def test_points_are_read(text, want):
 
 
 def test_every_box_is_a_thing_and_takes_the_points_inside():
-    (first, second, free), = read_prompts("2,2; 9,9", "1,1", "0,0,4,4; 5,0,9,4").values()
+    ((first, second, free),) = read_prompts("2,2; 9,9", "1,1", "0,0,4,4; 5,0,9,4").values()
     assert (first.points, first.box, first.not_points) == (((2, 2),), (0, 0, 4, 4), ((1, 1),))
     assert (second.points, second.box) == ((), (5, 0, 9, 4))
     assert (free.points, free.box) == (((9, 9),), None)
