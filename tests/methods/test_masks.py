@@ -353,8 +353,18 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("what", ["segment", "track", "find"])
-def test_cancel_stops_between_frames(what):
+EVERY_FRAME = read_prompts("\n".join(f"{k}: {3 + k},5" for k in range(6)))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(lambda model, frames, m: segment(model, frames, EVERY_FRAME, monitor=m), id="segment"),
+        pytest.param(lambda model, frames, m: track(model, frames, truth(frames)[:1], monitor=m), id="track"),
+        pytest.param(lambda model, frames, m: find(Finder(), frames, "it", at=tuple(range(6)), monitor=m), id="find"),
+    ],
+)
+def test_cancel_stops_between_frames(run):
     class Cancel(Monitor):
         checks = 0
 
@@ -363,14 +373,9 @@ def test_cancel_stops_between_frames(what):
             if self.checks == 4:
                 raise Stopped
 
-    frames, model, cancel = moving(), ByColor(), Cancel()
+    model = ByColor()
     with pytest.raises(Stopped):
-        if what == "segment":
-            segment(model, frames, read_prompts("\n".join(f"{k}: {3 + k},5" for k in range(6))), monitor=cancel)
-        elif what == "track":
-            track(model, frames, truth(frames)[:1], monitor=cancel)
-        else:
-            find(Finder(), frames, "a square", at=tuple(range(6)), monitor=cancel)
+        run(model, moving(), Cancel())
     assert len(model.looks) <= 3
 
 
