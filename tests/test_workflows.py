@@ -12,11 +12,15 @@ FOLDER = ROOT / "workflows"
 CORE = {  # the nodes of ComfyUI that we use -> their widgets, in order
     "LoadVideo": ("file",),
     "GetVideoComponents": (),
-    "ImageToMask": ("channel",),
+    "MaskToImage": (),
     "CreateVideo": ("fps",),
     "SaveVideo": ("filename_prefix", "format", "codec"),
     "PreviewAny": (),
 }
+SHIPPED = {
+    "WeftLoadSAM": "sam/sam.safetensors",
+    "WeftTextToBoxes": "detector/config.json",
+}  # node -> a file of its model
 NOTES = {"MarkdownNote"}  # drawn by the browser, unknown to the server
 ANY = "*"  # the socket type of Preview Any
 
@@ -119,6 +123,9 @@ def test_clips_and_model_ship(api):
         if node["class_type"] == "WeftLoadModel":
             toy = node["inputs"]["model"].removeprefix("toyworld/")
             assert (ROOT / "toyworld" / "weights" / toy / "model_index.json").is_file()
+        if node["class_type"] in SHIPPED:
+            assert node["inputs"]["model"].startswith("toyworld/")
+            assert (ROOT / "toyworld" / "weights" / SHIPPED[node["class_type"]]).is_file()
 
 
 def test_is_what_the_build_says(name, api):

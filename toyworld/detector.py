@@ -7,6 +7,7 @@ texts of a picture one is right, and the others are nearly so: another color, an
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -84,7 +85,7 @@ def draw_frames(n: int, generator: torch.Generator) -> tuple[world.Clips, Tensor
     """(clips of a single frame, pictures [n, 3, H, W], their sprites [n, H, W] bool)."""
     clips = world.draw(n, generator)
     at = torch.randint(world.FRAMES, (len(clips),), generator=generator)
-    clips = world.Clips(**{**vars(clips), "center": clips.center[torch.arange(len(clips)), at][:, None]})
+    clips = replace(clips, center=clips.center[torch.arange(len(clips)), at][:, None])
     video, alpha = world.render(clips)
     return clips, video[:, 0], alpha[:, 0] > 0.5
 

@@ -76,9 +76,9 @@ def train_sam(recipe: Recipe, runs: Path, out: Path) -> None:
 def draw_pairs(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """(pictures [n, 3, H, W], their sprites [n, H, W] bool, the sprites in a neighbouring frame [n, H, W] bool)."""
     clips = world.draw(n, generator)
-    at = torch.randint(1, world.FRAMES - 1, (n,), generator=generator)
-    neighbour = at + torch.randint(2, (n,), generator=generator) * 2 - 1
-    rows = torch.arange(n)
+    rows = torch.arange(len(clips))
+    at = torch.randint(1, world.FRAMES - 1, rows.shape, generator=generator)
+    neighbour = at + torch.randint(2, rows.shape, generator=generator) * 2 - 1
     centers = torch.stack([clips.center[rows, at], clips.center[rows, neighbour]], 1)
     video, alpha = world.render(replace(clips, center=centers))
     return video[:, 0], alpha[:, 0] > 0.5, alpha[:, 1] > 0.5

@@ -13,6 +13,7 @@ import torch
 from weft.headless.comfyui import find_comfyui
 from weft.headless.server import comfyui_server
 from weft.tests.comfy.graphs import CLIP, Editor
+from weft.tests.conftest import ROOT
 from weft.toyworld import clip
 
 PATIENCE = 120  # seconds of silence after which a test gives up
@@ -44,7 +45,10 @@ def server(comfyui, tmp_path_factory, tiny_folder):
     shutil.copy(Path(__file__).with_name("counting_node.py"), base / "custom_nodes")
     (models / "hollow").mkdir()
     shutil.copy(tiny_folder / "model_index.json", models / "hollow")
-    with comfyui_server(comfyui, base, arguments=["--cpu"]) as running:
+    paths = base / "extra_model_paths.yaml"
+    paths.write_text(f"elsewhere:\n  base_path: {base / 'elsewhere'}\n  sams: sams\n")
+    put_sams(base / "models" / "sams", base / "elsewhere" / "sams")
+    with comfyui_server(comfyui, base, arguments=["--cpu", "--extra-model-paths-config", str(paths)]) as running:
         yield running
 
 
@@ -67,6 +71,17 @@ def editor(server, clips):
     """Runs graphs on `server`; the clip counts as new, so nothing that depends on it is cached from another test."""
     server.upload(clips / CLIP)
     return Editor(server, PATIENCE)
+
+
+def put_sams(here, there):
+    """The toy world's SAM as a .pth, in a folder that only extra_model_paths.yaml knows; and half of it."""
+    from safetensors.torch import load_file
+
+    shipped = ROOT / "toyworld" / "weights" / "sam" / "sam.safetensors"
+    for folder in (here, there):
+        folder.mkdir(parents=True)
+    (here / "half.safetensors").write_bytes(shipped.read_bytes()[:-1000])
+    torch.save(load_file(shipped), there / "copy.pth")
 
 
 def change_weights(folder):

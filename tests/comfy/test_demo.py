@@ -17,7 +17,8 @@ FEW = {"WeftDDIMInversion.steps": 4}
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows" / "api").glob("*.json")), ids=lambda path: path.stem)
 def test_shipped_workflows_run(server, path):
-    result = run_workflow(server.url, path, FEW, [clip.CLIP, clip.MASK])
+    inverts = any(node["class_type"] == "WeftDDIMInversion" for node in read_graph(path).values())
+    result = run_workflow(server.url, path, FEW if inverts else {}, [clip.CLIP])
     assert any(file["filename"].endswith(".mp4") for file in result.files())
 
 

@@ -16,6 +16,10 @@ NODES = {  # saved in workflows: none may ever go or be renamed
     "WeftLatentBlend",
     "WeftEditSampler",
     "WeftEvaluateEdit",
+    "WeftLoadSAM",
+    "WeftSAMMask",
+    "WeftTextToBoxes",
+    "WeftTrackMask",
 }
 
 

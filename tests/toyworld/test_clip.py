@@ -49,5 +49,16 @@ def test_video_files_keep_frames(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows" / "api").glob("*.json")), ids=lambda path: path.stem)
 def test_workflows_ask_for_this_edit(path):
-    texts = {n["inputs"]["text"] for n in json.loads(path.read_text()).values() if "text" in n["inputs"]}
-    assert texts - {""} == set(clip.captions())  # an empty one is the negative prompt
+    nodes = json.loads(path.read_text()).values()
+    prompts = {n["inputs"]["text"] for n in nodes if n["class_type"] == "WeftEncodePrompt"}
+    assert prompts - {""} in (set(clip.captions()), set())  # an empty one is the negative prompt; masks need none
+    source = clip.captions()[0]
+    assert all(n["inputs"]["text"] in source for n in nodes if n["class_type"] == "WeftTextToBoxes")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows" / "api").glob("*.json")), ids=lambda path: path.stem)
+def test_clicks_are_on_the_sprite(path):
+    for node in json.loads(path.read_text()).values():
+        if node["class_type"] == "WeftSAMMask" and node["inputs"]["positive"]:
+            x, y = map(int, node["inputs"]["positive"].split(","))
+            assert world.sprite_alpha(clip.source_clip())[0, 0, y, x] == 1

@@ -12,23 +12,41 @@ from ...toyworld import clip
 STEPS = 50
 STRENGTH = 0.5  # of STR-Match, for toyworld/video
 CFG = 4.0
-MODEL = "toyworld/video"
+MODEL, SAM, DETECTOR = "toyworld/video", "toyworld/sam", "toyworld/detector"
 
 NOTE = """\
 **STR-Match{title}**: rewrites what moves in a clip and keeps its layout and motion.
-1. Upload `workflows/toy_clip.mp4`{mask} of this pack in the Load Video node{s}, then press Run.
+1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
 2. Change the words of what is to change in **Target prompt**, and nothing else.
 3. **STR-Match** strength: more follows the source, less edits more. **Sample** cfg: how hard to follow the prompt.
 4. Your own clip and model: put a diffusers folder (Zeroscope, ModelScope) into `models/diffusers`, choose it in \
 **Model**, describe your clip in **Source prompt**, and start with the paper's numbers: strength 0.01, cfg 7.5, and \
 **Negative prompt** disconnected, so that guidance moves away from the source's prompt.{own}
 """
-PLAIN_NOTE = {"title": "", "mask": "", "s": "", "own": ""}
+PLAIN_NOTE = {"title": "", "own": ""}
 MASKED_NOTE = {
-    "title": " with a mask",
-    "mask": " and `workflows/toy_mask.mp4`",
-    "s": "s",
-    "own": " The mask is a video as large and as long as the clip, white where it may change: old and new shape.",
+    "title": " inside a mask",
+    "own": " Put a SAM into `models/sams` or a SAM 2 into `models/sam2`, choose it in **SAM**, and say in **Click** "
+    "where the thing is: `x,y` in pixels of the first frame. Raise **Blend** dilate if the new shape is larger.",
+}
+MASK_NOTE = """\
+**A mask by {way}**, through the whole clip, for any node that takes a MASK.
+1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+2. {how}
+3. **Track** follows the thing from there. **Confidence** says how sure it is of each frame, and where it lost it.
+4. Your own clip: put {models}. Those of the toy world know the toy world only.
+5. Instead of saving it, connect **Track** to Latent Blend, or to any node of ComfyUI.
+"""
+CLICK_NOTE = {
+    "way": "click",
+    "how": "**Click** says where the thing is: `x,y` in pixels of the first frame, several separated by `;`.",
+    "models": "a SAM into `models/sams` or a SAM 2 into `models/sam2` and choose it in **SAM**",
+}
+TEXT_NOTE = {
+    "way": "text",
+    "how": "**Find** says what to look for, and shows its box; **Mask** makes the mask.",
+    "models": "a Grounding DINO into `models/grounding-dino` or an OWLv2 into `models/owlv2`, a SAM into `models/sams` "
+    "or a SAM 2 into `models/sam2`, and choose them in **Find** and **SAM**",
 }
 
 
@@ -56,13 +74,13 @@ def str_match(masked: bool) -> dict[str, dict[str, Any]]:
         ),
     }
     mask = {
-        "Mask video": _node("LoadVideo", file=clip.MASK.name),
-        "Mask frames": _node("GetVideoComponents", video=wire("Mask video")),
-        "Mask": _node("ImageToMask", image=wire("Mask frames", "images"), channel="red"),
+        "SAM": _node("WeftLoadSAM", model=SAM),
+        "Click": _node("WeftSAMMask", sam=wire("SAM"), images=frames, positive=_click()),
+        "Track": _track("Click"),
     }
     plan = {"STR-Match": _node("WeftSTRLatentOptimizer", strength=STRENGTH)}
     if masked:
-        plan["Blend"] = _node("WeftLatentBlend", plan=wire("STR-Match"), mask=wire("Mask"))
+        plan["Blend"] = _node("WeftLatentBlend", plan=wire("STR-Match"), mask=wire("Track", "mask"))
     edit = {
         "Sample": _node(
             "WeftEditSampler",
@@ -77,7 +95,7 @@ def str_match(masked: bool) -> dict[str, dict[str, Any]]:
         "Edited video": _node("CreateVideo", images=wire("Decode"), fps=wire("Source frames", "fps")),
         "Save": _node("SaveVideo", video=wire("Edited video"), filename_prefix="video/weft"),
     }
-    evaluated = {"mask": wire("Mask")} if masked else {}
+    evaluated = {"mask": wire("Track", "mask")} if masked else {}
     figures = {
         "Evaluate": _node("WeftEvaluateEdit", source=frames, edit=wire("Decode"), **evaluated),
         "Figures": _node("PreviewAny", source=wire("Evaluate", "text")),
@@ -94,8 +112,59 @@ def str_match(masked: bool) -> dict[str, dict[str, Any]]:
     }
 
 
+def mask(by_text: bool) -> dict[str, dict[str, Any]]:
+    """A mask through the clip, from a click or from a text, as a video."""
+    frames = wire("Source frames", "images")
+    load = {"SAM": _node("WeftLoadSAM", model=SAM)}
+    if by_text:
+        what = " ".join(clip.captions()[0].split()[:3])  # "a yellow square"
+        find = {"Find": _node("WeftTextToBoxes", model=DETECTOR, images=frames, text=what, frames="0")}
+        first = {"Mask": _node("WeftSAMMask", sam=wire("SAM"), images=frames, positive="", boxes=wire("Find", "boxes"))}
+    else:
+        find, first = {}, {"Click": _node("WeftSAMMask", sam=wire("SAM"), images=frames, positive=_click())}
+    note = MASK_NOTE.format(**(TEXT_NOTE if by_text else CLICK_NOTE))
+    return {
+        "Read me": {"About this workflow": _node("MarkdownNote", text=note)},
+        "Source": {
+            "Source video": _node("LoadVideo", file=clip.CLIP.name),
+            "Source frames": _node("GetVideoComponents", video=wire("Source video")),
+        },
+        "First frame": {**load, **find, **first},
+        "All frames": {
+            "Track": _track(*first),
+            "Confidence": _node("PreviewAny", source=wire("Track", "confidence")),
+        },
+        "Mask video": {
+            "Mask frames": _node("MaskToImage", mask=wire("Track", "mask")),
+            "Masks": _node("CreateVideo", images=wire("Mask frames"), fps=wire("Source frames", "fps")),
+            "Save": _node("SaveVideo", video=wire("Masks"), filename_prefix="video/weft_mask"),
+        },
+    }
+
+
+def _click() -> str:
+    """The middle of the shipped clip's sprite in its first frame."""
+    x, y = clip.source_clip().center[0, 0].round().int().tolist()
+    return f"{x},{y}"
+
+
+def _track(first: str) -> dict[str, Any]:
+    return _node(
+        "WeftTrackMask",
+        sam=wire("SAM"),
+        images=wire("Source frames", "images"),
+        mask=wire(first, "mask"),
+        frames=wire(first, "frames"),
+    )
+
+
 def _node(type: str, **inputs: Any) -> dict[str, Any]:
     return {"type": type, "inputs": inputs}
 
 
-GRAPHS = {"str_match": str_match(masked=False), "str_match_masked": str_match(masked=True)}
+GRAPHS = {
+    "str_match": str_match(masked=False),
+    "str_match_masked": str_match(masked=True),
+    "mask_by_click": mask(by_text=False),
+    "mask_by_text": mask(by_text=True),
+}
