@@ -1,0 +1,203 @@
+"""STEM inversion: a video inverted through a few hundred bases that all its frames share.
+
+paper    A Video is Worth 256 Bases, Li et al. 2024 (arXiv 2312.05856)
+needs    a model with spatial self-attention; for an inversion, nothing else
+gives    a Control that rewrites self-attention, and an inversion that runs under it
+differs  EM sees all frames, as in the paper (`em_frames=8` is the authors' released setting); layers with few tokens
+         get fewer bases; `skip_dead` and `shared` are ours. What the summary of the paper leaves open (EM on keys head
+         by head, the start of the bases, both eps) is as in the released program
+
+In every self-attention layer, for the n tokens of all frames together, starting from random bases mu:
+
+    E   Z[t, k] = softmax over k of key[t] . mu[k] / (|mu[k]| + eps) / temperature
+    M   mu[k]   = sum over t of Z[t, k] key[t] / (sum over t of Z[t, k] + eps)
+
+and after the last round the values are V[k], the same mean of the values. Every frame then attends to (mu, V):
+n K instead of n n products. The E-step is nearly hard at temperature 0.01, so a base may win no token. The released
+rule lets it fade to 0, where it still takes its share of each softmax; how many do is recorded at every step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from ..engine.inversion import invert
+from ..engine.nouns import PLAIN, Attend, AttentionCall, Control, EditPlan, Evaluation, Prompt, Trajectory
+from ..engine.seeds import generator_for
+from ..kernels import em_step, em_values
+
+if TYPE_CHECKING:
+    from ..backbones.protocol import Backbone
+
+log = logging.getLogger(__name__)
+
+Space = Literal["key_per_head", "hidden"]
+Init = Literal["normal", "random_tokens"]
+EPS = 1e-4  # of both steps
+
+
+@dataclass
+class Tally:
+    """How many bases the layers of one evaluation used, and how many of them won no token."""
+
+    counts: list[int] = field(default_factory=list)
+    dead: list[Tensor] = field(default_factory=list)
+
+    def add(self, mass: Tensor) -> None:
+        """mass [R, ..., K]"""
+        self.counts.append(mass.shape[-1])
+        self.dead.append((mass <= EPS).float().mean())
+
+
+@dataclass(frozen=True)
+class STEMAttention(Control):
+    """See `stem_attention`."""
+
+    bases: int = 256
+    iterations: int = 5
+    temperature: float = 0.01
+    space: Space = "key_per_head"
+    init: Init = "normal"
+    em_frames: int = 0
+    skip_dead: bool = False
+    tokens_per_base: int = 2
+    shared: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in (("bases", 1), ("iterations", 1), ("em_frames", 0), ("tokens_per_base", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise ValueError(f"the temperature must be positive, got {self.temperature}")
+        for name, kind in {"space": Space, "init": Init}.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"no {name} '{getattr(self, name)}': want one of {', '.join(get_args(kind))}")
+
+    @property
+    def needs_all_frames(self) -> bool:
+        return self.em_frames == 0
+
+    @property
+    def needs_source(self) -> bool:
+        return self.shared
+
+    def evaluate(self, evaluation: Evaluation, evaluate: Callable[[Evaluation], Tensor]) -> Tensor:
+        tally, frames = Tally(), evaluation.latents.shape[1]
+        evaluation = evaluation.share(self, tally)
+        if 0 < self.em_frames < frames:
+            groups = [range(f, min(f + self.em_frames, frames)) for f in range(0, frames, self.em_frames)]
+            output = torch.cat([evaluate(replace(evaluation.select(g), whole=True)) for g in groups], 1)
+        else:
+            output = evaluate(replace(evaluation, whole=True))
+        if tally.counts:
+            dead = torch.stack(tally.dead).mean().item()
+            evaluation.monitor.record(step=evaluation.step, fewest_bases=min(tally.counts), dead_bases=dead)
+            if evaluation.step == 0:
+                few = f" (cut to {min(tally.counts)} where tokens are few)" if min(tally.counts) < self.bases else ""
+                log.info("STEM: %d bases%s, %.0f %% of them without a token", self.bases, few, 100 * dead)
+        return output
+
+    def attention(self, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        if call.site.kind != "spatial":
+            return attend(q, k, v)
+        frames, dtype = q.shape[1], q.dtype
+        k, v, mass = self._bases_of_heads(call, k, v) if self.space == "key_per_head" else self._bases_of_layer(call)
+        if (tally := call.evaluation.shared.get(self)) is not None:
+            tally.add(mass)
+        k, v = (repeat(x.to(dtype), "r h k d -> r f h k d", f=frames) for x in (k, v))
+        if self.skip_dead:
+            q, k = _unseen(q, k, mass <= EPS)
+        return attend(q, k, v)
+
+    def _bases_of_heads(self, call: AttentionCall, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(keys, values [R, H, K, D], mass [R or 1, H, K])"""
+        k, v = (rearrange(x, "r f h m d -> r h (f m) d") for x in (k, v))
+        read = k[call.row("source")][None] if self.shared else k
+        before, bases, mass = self._estimated(read, call)
+        keys = self._means(read, k, before) if self.shared else bases
+        return keys, self._means(read, v, before), mass
+
+    def _bases_of_layer(self, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+        """The same by EM over the tokens that keys are projected from; mass [R or 1, 1, K]."""
+        tokens = rearrange(call.tokens, "r f m c -> r (f m) c")
+        read = tokens[call.row("source")][None] if self.shared else tokens
+        before, bases, mass = self._estimated(read, call)
+        bases = self._means(read, tokens, before) if self.shared else bases
+        k, v = call.project(bases[:, None].to(tokens.dtype))
+        return k[:, 0], v[:, 0], mass[:, None]
+
+    def _estimated(self, tokens: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+        """(bases before the last round, bases, mass) for tokens [R, ..., n, D]"""
+        bases = self._start(tokens, generator_for(self.seed, call.evaluation.step, call.site.layer))
+        for _ in range(self.iterations):
+            call.evaluation.monitor.check()
+            before = bases
+            bases, mass = em_step(tokens, before, temperature=self.temperature, eps=EPS, keep_dead=False)
+        return before, bases, mass
+
+    def _means(self, tokens: Tensor, values: Tensor, before: Tensor) -> Tensor:
+        """Of values [R, ..., n, W], by the responsibilities that `tokens` gave in the last round."""
+        tokens, before = (x.expand(len(values), *x.shape[1:]) for x in (tokens, before))
+        return em_values(tokens, values, before, temperature=self.temperature, eps=EPS)
+
+    def _start(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """[R, ..., K, D]; rows and heads draw the same tokens, and rows the same noise."""
+        n, width = tokens.shape[-2:]
+        count = min(self.bases, max(1, n // self.tokens_per_base)) if self.tokens_per_base else self.bases
+        if self.init == "random_tokens":
+            return tokens[..., torch.randperm(n, generator=generator)[:count].to(tokens.device), :]
+        tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+        std, mean = torch.std_mean(tokens, -2, correction=min(1, n - 1), keepdim=True)
+        noise = torch.randn(*tokens.shape[1:-2], count, width, generator=generator)
+        return mean + std * noise.to(tokens)
+
+
+def stem_attention(plan: EditPlan, **numbers) -> EditPlan:
+    """`plan` with every self-attention on the bases of the whole clip.
+
+    Args:
+        bases: K, at least 1; the paper's 256.
+        iterations: rounds of EM, at least 1; 5.
+        temperature: of the E-step, over 0; 0.01.
+        space: "key_per_head": EM over the keys of each head, as released; "hidden": over the tokens that keys and
+            values are projected from, and the bases are projected, as the paper words it.
+        init: bases start as "normal" noise with the tokens' mean and deviation, or as "random_tokens".
+        em_frames: EM sees all frames (0), or this many at a time, on their own: 8 is the authors' released setting.
+        skip_dead: leave bases that no token chose out of the softmax. Off, as released.
+        tokens_per_base: a layer of n tokens gets at most n / this many bases; at 512x512 and 8 frames or more this
+            changes nothing. 0: no such limit.
+        shared: in an edit, all rows use the source's responsibilities, so that base k means the same in each (ours).
+            Methods nested inside then see keys and values per base: with FateZero there, its maps are to bases.
+        seed: of the starts, drawn anew for every step and layer.
+
+    Raises:
+        ValueError: a number out of range or an unknown choice.
+    """
+    return plan.then(STEMAttention(**numbers))
+
+
+def stem_inversion(
+    backbone: Backbone, latents: Tensor, prompt: Prompt, *, plan: EditPlan = PLAIN, numbers: dict | None = None, **way
+) -> Trajectory:
+    """`invert` under STEM attention, which nests inside `plan`.
+
+    Args:
+        numbers: of `stem_attention`.
+        way: how to invert; see `invert`.
+    """
+    return invert(backbone, latents, prompt, plan=stem_attention(plan, **(numbers or {})), **way)
+
+
+def _unseen(q: Tensor, k: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
+    """q [R, F, H, M, D] and k [R, F, H, K, D] with one more channel, which puts the logits of dead bases at -inf."""
+    barred = torch.zeros_like(dead, dtype=k.dtype).masked_fill(dead, -torch.inf)
+    barred = barred[:, None, :, :, None].expand(*k.shape[:-1], 1)
+    return torch.cat([q, torch.ones_like(q[..., :1])], -1), torch.cat([k, barred], -1)

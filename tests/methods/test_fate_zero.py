@@ -1,0 +1,287 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as functional
+
+from weft.engine.attention import read_attention
+from weft.engine.inversion import invert
+from weft.engine.nouns import PLAIN, Prompt
+from weft.engine.sampling import edit
+from weft.methods.fate_zero import FateZero, Fusion, Watch, fate_zero
+from weft.methods.stem import stem_attention
+from weft.methods.words import TokenMap
+from weft.tests.methods.calls import SCALE, SITE, attend, call_of, evaluation, tensors
+from weft.tests.numerics import assert_close
+from weft.tests.tiny import make_latents
+
+F, H, N, D, L, STEPS = 3, 2, 6, 5, 4, 5
+ROWS = ("source", "negative", "positive")
+CROSS = replace(SITE, kind="cross")
+PAST = {"self_share": 0.0, "cross_share": 0.0}
+ALWAYS = {"self_share": 1.0, "cross_share": 1.0}
+
+
+def maps(q, k):
+    return (q @ k.mT * SCALE).softmax(-1)
+
+
+def fused(control, fusion, q, k, v, site, step=0, grid=(F, 2, 3)):
+    of = evaluation(ROWS, F, step=step).share(control, fusion)
+    return control.attention(call_of(q, ROWS, site=site, grid=grid, of=of), q, k, v, attend)
+
+
+def a_fusion(words=None, weights=None):
+    taken, kept = torch.rand(L, L), torch.rand(L)
+    return Fusion(TokenMap(taken, kept), torch.rand(L) if weights is None else weights, words)
+
+
+# ---- the definition, with maps in full ------------------------------------------------------------------------------
+
+
+def test_cross_attention_takes_the_sources_maps_by_words_and_weights_them():
+    q = torch.randn(3, F, H, N, D, dtype=torch.float64)
+    k, v = tensors(3, F, H, L, D, count=2)
+    fusion = a_fusion()
+    got = fused(FateZero(), fusion, q, k, v, CROSS)
+    new = maps(q[0], k[0]) @ fusion.tokens.taken.double() + maps(q[2], k[2]) * fusion.tokens.kept
+    assert_close(got[2], (new * fusion.weights) @ v[2])
+    assert_close(got[:2], attend(q[:2], k[:2], v[:2]))
+
+
+def test_self_attention_is_the_sources_but_where_the_words_are():
+    q, k, v = tensors(3, F, H, 20, D)
+    words = torch.rand(F, 4, 5)
+    control = FateZero(key_frames="own", threshold=0.9)
+    got = fused(control, a_fusion(dict(enumerate(words))), q, k, v, SITE, grid=(F, 4, 5))
+    spread = functional.max_pool2d(words[:, None], 3, 1, 1)[:, 0]
+    mask = (spread / spread.amax((1, 2), keepdim=True) > 0.9).flatten(1)
+    assert mask.any() and not mask.all()  # noqa: PT018
+    new = torch.where(mask[:, None, :, None], maps(q[2], k[2]), maps(q[0], k[0]))
+    assert_close(got[2], new @ v[2])
+    assert_close(got[:2], attend(q[:2], k[:2], v[:2]))
+
+
+def test_without_words_all_self_attention_is_the_sources():
+    q, k, v = tensors(3, F, H, N, D)
+    got = fused(FateZero(key_frames="own"), a_fusion(), q, k, v, SITE)
+    assert_close(got[2], maps(q[0], k[0]) @ v[2])
+
+
+def test_masks_are_spread_resized_to_the_nearest_and_read_against_each_frames_largest():
+    control, words = FateZero(threshold=0.3), torch.zeros(2, 4, 4)
+    words[0, 0, 0], words[1, 3, 3], words[1, 0, 0] = 0.01, 50.0, 14.0
+    got = control.mask(words, (8, 8))
+    want = torch.zeros(2, 8, 8, dtype=torch.bool)
+    want[0, :4, :4] = want[1, 4:, 4:] = True
+    assert torch.equal(got, want)
+    assert torch.equal(control.mask(words, (2, 2)), want[:, ::4, ::4])
+
+
+@pytest.mark.parametrize(
+    ("key_frames", "seen"),
+    [("own", [[0], [1], [2]]), ("middle", [[1]] * 3), ("previous_and_first", [[0, 0], [0, 0], [1, 0]])],
+)
+def test_frames_attend_to_their_key_frames_in_every_row(key_frames, seen):
+    q, k, v = tensors(3, F, H, N, D)
+    got = FateZero(key_frames=key_frames).attention(call_of(q, ROWS), q, k, v, attend)
+    for frame, others in enumerate(seen):
+        keys, values = (torch.cat([x[:, f] for f in others], 2) for x in (k, v))
+        assert_close(got[:, frame], attend(q[:, frame], keys, values))
+
+
+@pytest.mark.parametrize(("site", "last"), [(SITE, 7), (CROSS, 7)])
+def test_fusion_ends_after_its_share_of_the_run(site, last):
+    """Of 10 steps at 0.8: self-attention in steps 0 to int(8) - 1, cross-attention in 0 to int(0.8 x 11) - 1."""
+    q, k, v = tensors(3, F, H, L, D)
+    control = FateZero(key_frames="own")
+    acts = [
+        not torch.equal(fused(control, a_fusion(), q, k, v, site, step=s, grid=(F, 2, 2)), attend(q, k, v))
+        for s in range(10)
+    ]
+    assert acts == [s <= last for s in range(10)]
+    at_the_end = FateZero(self_share=0.9, cross_share=0.9, key_frames="own")
+    got = fused(at_the_end, a_fusion(), q, k, v, site, step=9, grid=(F, 2, 2))
+    assert torch.equal(got, attend(q, k, v))
+
+
+def test_large_layers_are_left_alone():
+    q, k, v = tensors(3, F, H, N, D)
+    control = FateZero(key_frames="own", most_tokens=N - 1)
+    assert torch.equal(fused(control, a_fusion(), q, k, v, SITE), attend(q, k, v))
+    for most in (N, 0):
+        control = FateZero(key_frames="own", most_tokens=most)
+        assert not torch.allclose(fused(control, a_fusion(), q, k, v, SITE), attend(q, k, v))
+
+
+# ---- the mask's words -----------------------------------------------------------------------------------------------
+
+
+def test_the_words_maps_are_the_means_over_heads_summed_over_layers(tiny_image64):
+    backbone = tiny_image64
+    prompt, z = backbone.embed("a red square"), make_latents(F)
+    prompts = prompt, backbone.embed("a blue circle")
+    e = replace(evaluation(("source", "positive"), F, prompts=prompts), latents=torch.stack([z, z + 1]), timestep=501)
+    with torch.no_grad():
+        control = FateZero(words=("square", "red"), key_frames="own")
+        got = control._words(e, lambda e: backbone.predict(e, (control,)))
+        level = 0  # 6x10, of the three the nearest to 16x16
+        sites = [s for s in backbone.sites if (s.kind, s.level) == ("cross", level) and s.half != "middle"]
+        alone = replace(e, latents=z[None], prompts=(prompt,), rows=("source",))
+        readings = read_attention(backbone, alone, [s.layer for s in sites])
+    want = torch.zeros(F, 6, 10)
+    for r in readings.values():
+        want += (r.q[0] @ r.k[0].mT * r.scale).softmax(-1)[..., [2, 3]].sum(-1).mean(1).view(F, 6, 10)
+    assert len(sites) > 1
+    torch.testing.assert_close(torch.stack([got[f] for f in range(F)]), want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_level_nearest_to_16_by_16_is_read():
+    watch = Watch([0])
+    watch.maps = {k: {0: torch.zeros(2 ** (6 - k), 2 ** (6 - k))} for k in range(4)}
+    assert watch.chosen()[0].shape == (16, 16)
+    watch.maps.pop(2)
+    assert watch.chosen()[0].shape in ((32, 32), (8, 8))
+
+
+@pytest.mark.parametrize(("numbers", "passes"), [({}, 2), ({"threshold": 2.0}, 1), ({"words": ()}, 1)])
+def test_masks_cost_one_pass_of_the_source_and_only_where_they_are_used(tiny_image, numbers, passes):
+    seen = []
+    control = FateZero(**{"words": ("red",), "key_frames": "own", **numbers})
+    prompts = tuple(tiny_image.embed(t) for t in ("a red square", "a blue circle"))
+    e = replace(evaluation(("source", "positive"), F, prompts=prompts), latents=torch.stack([make_latents(F)] * 2))
+
+    def evaluate(e):
+        seen.append(e.rows)
+        return tiny_image.predict(e, (control,))
+
+    with torch.no_grad():
+        control.evaluate(e, evaluate)
+        assert seen == [("source",)] * (passes - 1) + [("source", "positive")]
+        seen.clear()
+        control.evaluate(replace(e, step=8), evaluate)  # past self_share
+    assert len(seen) == 1
+
+
+# ---- whole edits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trajectory(tiny_image64):
+    return invert(tiny_image64, make_latents(F), tiny_image64.embed("a red square"), steps=STEPS)
+
+
+@pytest.fixture
+def run(tiny_image64, trajectory):
+    def run(plan=PLAIN, prompt="a blue circle", guidance=2.0, **options):
+        return edit(tiny_image64, trajectory, tiny_image64.embed(prompt), plan=plan, guidance=guidance, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("mapping", ["refine", "replace"])
+@pytest.mark.parametrize("numbers", [{"threshold": 2.0}, {"threshold": 0.3}])
+def test_an_edit_under_the_sources_own_prompt_replays_it(tiny_image64, trajectory, mapping, numbers):
+    """At the first step, where edit and source are the same latents, so that their maps are."""
+    one = replace(trajectory, latents=trajectory.latents[[0, -1]], schedule=tiny_image64.schedule(1))
+    plan = fate_zero(PLAIN, words=("square",), mapping=mapping, key_frames="own", **ALWAYS, **numbers)
+    got, want = (edit(tiny_image64, one, one.prompt, plan=p, guidance=1) for p in (plan, PLAIN))
+    assert_close(got, want)
+
+
+def test_threshold_2_and_the_same_prompt_reconstruct_the_source(tiny_image64):
+    """As well as sampling without any plan does, where the inversion is good."""
+    backbone, latents = tiny_image64, make_latents(F)
+    fine = invert(backbone, latents, backbone.embed("a red square"), steps=10, evaluations=10)
+    plan = fate_zero(PLAIN, words=("square",), threshold=2.0, key_frames="own")
+    got, want = (edit(backbone, fine, fine.prompt, plan=p, guidance=1) for p in (plan, PLAIN))
+    error, floor = ((x - latents).norm() for x in (got, want))
+    assert error < 0.01 * latents.norm()
+    assert error < 1.1 * floor
+
+
+def test_nothing_to_fuse_is_the_plain_edit(run):
+    assert_close(run(fate_zero(PLAIN, key_frames="own", **PAST)), run())
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{}, {"words": ("square",)}, {"mapping": "replace"}, {"reweight": (("blue", 5.0),)}, {"key_frames": "middle"}],
+)
+def test_every_number_changes_the_edit(run, numbers):
+    base = {"key_frames": "own"}
+    want = run() if not numbers else run(fate_zero(PLAIN, **base))
+    assert not torch.allclose(run(fate_zero(PLAIN, **base | numbers)), want)
+
+
+def test_chunks_of_frames_change_nothing_where_frames_attend_to_themselves(run):
+    plan = fate_zero(PLAIN, words=("square",), key_frames="own")
+    assert_close(run(plan, chunk_frames=2), run(plan))
+    with pytest.raises(ValueError, match="FateZero looks at all 3 frames together"):
+        run(fate_zero(PLAIN), chunk_frames=2)
+
+
+def test_maps_to_shared_bases_are_fused_too(tiny_image64, trajectory, run):
+    """STEM outside, FateZero inside: A is [queries, K], and its columns mean the same in both rows."""
+    numbers = {"bases": 4, "iterations": 2, "temperature": 1.0, "shared": True}
+    stem = stem_attention(PLAIN, **numbers)
+    both = fate_zero(stem, key_frames="own")
+    assert not torch.allclose(run(both), run(stem))
+    one = replace(trajectory, latents=trajectory.latents[[0, -1]], schedule=tiny_image64.schedule(1))
+    always = fate_zero(stem, key_frames="own", **ALWAYS)
+    got, want = (edit(tiny_image64, one, one.prompt, plan=p, guidance=1) for p in (always, stem))
+    assert_close(got, want)
+    duplicated = fate_zero(stem, key_frames="previous_and_first")  # the same bases twice are the same bases
+    assert_close(run(duplicated), run(both))
+
+
+def test_an_inversion_under_it_has_its_key_frames_and_no_fusion(tiny_image, trajectory):
+    def inverted(plan):
+        latents = tiny_image.unscale(trajectory.latents[0])
+        return invert(tiny_image, latents, trajectory.prompt, steps=2, plan=plan).latents
+
+    assert torch.equal(inverted(fate_zero(PLAIN, key_frames="own")), inverted(PLAIN))
+    assert not torch.allclose(inverted(fate_zero(PLAIN)), inverted(PLAIN))
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_words_that_are_not_in_the_prompts_are_refused(run):
+    with pytest.raises(ValueError, match="the prompt 'a red square' does not have the word 'circle'"):
+        run(fate_zero(PLAIN, words=("circle",)))
+    with pytest.raises(ValueError, match="the prompt 'a blue circle' does not have the word 'square'"):
+        run(fate_zero(PLAIN, reweight=(("square", 2.0),)))
+    with pytest.raises(ValueError, match="has 3 words and .a circle. 2"):
+        run(fate_zero(PLAIN, mapping="replace"), "a circle")
+
+
+def test_prompts_without_tokens_are_refused(tiny_image, trajectory):
+    bare = replace(trajectory, prompt=Prompt(trajectory.prompt.embedding, "a red square", tiny_image.fingerprint))
+    with pytest.raises(ValueError, match="the prompt 'a red square' has no words"):
+        edit(tiny_image, bare, trajectory.prompt, plan=fate_zero(PLAIN, words=("red",)))
+
+
+def test_models_without_attention_are_refused(trajectory):
+    from weft.tests.engine.analytic import Gaussian
+
+    backbone = Gaussian()
+    clip = invert(backbone, backbone.sample(), backbone.embed("a"), steps=2)
+    with pytest.raises(ValueError, match="FateZero wants self- and cross-attention, and 'gaussian' does not have both"):
+        edit(backbone, clip, clip.prompt, plan=fate_zero(PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "match"),
+    [
+        ({"self_share": 1.5}, r"self_share is a share of the run, 0\.\.1, got 1.5"),
+        ({"cross_share": -0.1}, r"cross_share is a share of the run, 0\.\.1, got -0.1"),
+        ({"threshold": -1.0}, "threshold must be 0 or more, got -1"),
+        ({"most_tokens": -1}, "most_tokens must be 0 or more, got -1"),
+        ({"mapping": "swap"}, "no mapping 'swap': want one of refine, replace"),
+        ({"key_frames": "last"}, "no key_frames 'last': want one of previous_and_first, middle, own"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(numbers, match):
+    with pytest.raises(ValueError, match=match):
+        fate_zero(PLAIN, **numbers)

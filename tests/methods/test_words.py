@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from weft.engine.nouns import Prompt
+from weft.methods.words import positions, read_factors, read_words, refined, replaced, weights, words_of
+
+L = 9
+
+
+def prompt(*pieces, length=L):
+    """Tokens after a start token; a piece that ends with "-" goes on in the next."""
+    tokens = ["", *(p.removesuffix("-") if p.endswith("-") else p + " " for p in pieces)]
+    tokens += [""] * (length - len(tokens))
+    return Prompt(torch.zeros(1, length, 4), " ".join(pieces).replace("- ", ""), "model", tuple(tokens))
+
+
+SOURCE = prompt("a", "red", "sq-", "uare", "here")
+
+
+def test_words_are_put_together_from_their_tokens():
+    assert words_of(SOURCE) == [("a", [1]), ("red", [2]), ("square", [3, 4]), ("here", [5])]
+    assert words_of(prompt("cut-", "off-")) == [("cutoff", [1, 2])]
+    assert positions(SOURCE, " Square") == [3, 4]
+    assert positions(prompt("a", "b", "a"), "a") == [1, 3]
+
+
+def test_words_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match="does not have the word 'circle': its words are a, red, square, here"):
+        positions(SOURCE, "circle")
+    with pytest.raises(ValueError, match="the prompt 'x' has no words"):
+        positions(Prompt(torch.zeros(1, L, 4), "x", "model"), "x")
+
+
+def pairs(token_map):
+    """{target position: source position} of whole columns."""
+    i, j = token_map.taken.nonzero().T.tolist()
+    return dict(zip(j, i))
+
+
+def test_refined_words_keep_their_maps_and_new_ones_the_edits():
+    target = prompt("a", "big", "blue", "sq-", "uare", "here")
+    got = refined(SOURCE, target)
+    assert pairs(got) == {0: 0, 1: 1, 4: 3, 5: 4, 6: 5, 7: 7, 8: 8}
+    assert got.kept.tolist() == [0, 0, 1, 1, 0, 0, 0, 0, 0]
+    assert set(got.taken.unique().tolist()) == {0, 1}
+
+
+def test_the_same_prompt_takes_everything():
+    for token_map in (refined(SOURCE, SOURCE), replaced(SOURCE, SOURCE)):
+        assert torch.equal(token_map.taken, torch.eye(L))
+        assert not token_map.kept.any()
+
+
+def test_replaced_words_share_the_map_of_the_old_word():
+    got = replaced(SOURCE, prompt("a", "blue", "circle", "here"))
+    assert not got.kept.any()
+    want = torch.zeros(L, L)
+    for i, j in {0: 0, 1: 1, 2: 2, 3: 3, 4: 3, 5: 4, 6: 5, 7: 6, 8: 7}.items():
+        want[i, j] = 1
+    want[8, 8] = 1  # one token of padding more than the source has
+    assert torch.equal(got.taken, want)
+    longer = replaced(SOURCE, prompt("a", "r-", "e-", "d", "square", "here"))
+    assert longer.taken[2].tolist() == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3, 0, 0, 0, 0])
+    assert longer.taken[3:5, 5].tolist() == [1, 1]
+
+
+def test_replacing_wants_as_many_words():
+    with pytest.raises(ValueError, match=r"has 4 words and 'a red square' 3: .* choose refine"):
+        replaced(SOURCE, prompt("a", "red", "square"))
+    with pytest.raises(ValueError, match="the prompts have 9 and 12 tokens"):
+        refined(SOURCE, prompt("a", length=12))
+
+
+def test_weights_are_1_but_for_the_named_words():
+    got = weights(SOURCE, (("square", 2.0), ("red", 0.5)))
+    assert got.tolist() == [1, 1, 0.5, 2, 2, 1, 1, 1, 1]
+
+
+def test_words_and_factors_are_read_from_text():
+    assert read_words(" red, square circle,") == ("red", "square", "circle")
+    assert read_factors("square=2, red = 0.5") == (("square", 2.0), ("red", 0.5))
+    assert read_words("") == read_factors(" ") == ()
+    for text in ("square", "square=two"):
+        with pytest.raises(ValueError, match=f"want words with factors, as in 'square=2, red=0.5', got '{text}'"):
+            read_factors(text)
