@@ -148,8 +148,8 @@ EDITED = """
 ## STR-Match inside the mask
 
 {steps} steps, strength {strength:g}, guidance {guidance:g}. The exact mask covers the old and the new sprite; the
-others cover the old one alone. Latent Blend grows all of them by a cell of 4 pixels, or two where it says so. Background
-counts pixels more than 2 px from either sprite.
+others cover the old one alone. Latent Blend grows all of them by a cell of 4 pixels, or two where it says so.
+Background counts pixels more than 2 px from either sprite.
 """
 
 
