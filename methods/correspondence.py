@@ -1,0 +1,228 @@
+"""Correspondence: what is where in the other frames, read off the features of the model that will edit.
+
+paper    COVE, Wang et al. 2024, section 3.2 and equations 7-10; the features are those of DIFT, Tang et al. 2023
+needs    a model with a decoder; the source's latents
+gives    a Correspondence, and pictures of it
+differs  nothing where the paper is clear. It says of the layer both "intermediate" (section 4.1) and "final" (appendix
+         C): ours is the last but one, as the 64x64 grid and the operation counts of its table 4 want. The window is
+         clipped at the borders; the noise is the same for all frames
+
+Noise of a small timestep is put on every frame, the network is run once, and the features of one decoder stage are
+compared by cosine similarity within a window of the next and the previous frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.autograd import ordinary, plain_torch
+from ..engine.correspondence import Correspondence
+from ..engine.monitor import SILENT, Monitor
+from ..engine.nouns import Block, Control, Evaluation, Prompt
+from ..kernels import windowed_topk
+
+if TYPE_CHECKING:
+    from ..backbones.protocol import Backbone
+
+STAGES = 4  # of Stable Diffusion's decoder, which up_block counts as DIFT does
+FINE_STEPS = 500  # a schedule whose labels are near every timestep
+FRAMES_AT_ONCE = 8  # of models whose frames do not see each other: features are larger than the table
+SMALLEST_NORM = 1e-6
+
+
+@plain_torch
+def correspondence(
+    backbone: Backbone,
+    latents: Tensor,
+    *,
+    timestep: int = 261,
+    window: int = 9,
+    top_k: int = 3,
+    up_block: int = 2,
+    ensemble: int = 1,
+    shared_noise: bool = True,
+    seed: int = 0,
+    monitor: Monitor = SILENT,
+) -> Correspondence:
+    """Matches every place of every frame in the next and in the previous frame.
+
+    Args:
+        latents: the source clip as `backbone.encode` gives it, at least 2 frames.
+        timestep: of the noise put on the frames, 0..999; the model's nearest is taken.
+        window: side of the square searched around a place, in places of the feature grid; odd. Motion from frame to
+            frame of more than half of it is lost.
+        top_k: matches per place.
+        up_block: which stage of the decoder to read, as DIFT counts Stable Diffusion's four: 3 is the last, 2 the one
+            before, 1 (half the resolution) the one before that. A model with fewer stages is counted from its last,
+            and where it has none left its first is taken.
+        ensemble: draws of the noise whose features are averaged.
+        shared_noise: the same noise for all frames; otherwise each has its own.
+        seed: of the noise, drawn on the CPU.
+        monitor: progress and cancel.
+
+    Raises:
+        ValueError: a number out of range, latents of another model, fewer than 2 frames, or a model without a decoder.
+    """
+    if not 0 <= timestep <= 999:
+        raise ValueError(f"want a timestep in 0..999, got {timestep}")
+    if ensemble < 1:
+        raise ValueError(f"want 1 draw of the noise or more, got {ensemble}")
+    clean = backbone.scale(ordinary(latents)).to(backbone.device, torch.float32)
+    if len(clean) < 2:
+        raise ValueError(f"matching wants a clip of at least 2 frames, got {len(clean)}")
+    block = decoder_stage(backbone, up_block)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(clean[: 1 if shared_noise else None].shape, generator=generator) for _ in range(ensemble)]
+    noise = torch.stack([x.expand_as(clean) for x in drawn]).to(clean)
+
+    forward, backward, last, grid = [], [], None, None
+    part = FRAMES_AT_ONCE if backbone.framewise else len(clean)
+    with backbone.resident("network", clean[:part, 0].numel()):
+        prompt = backbone.embed("")
+        for features in _features(backbone, clean, noise, timestep, prompt, block, part, monitor):
+            grid = tuple(features.shape[-2:])
+            tokens = F.normalize(features, dim=1, eps=SMALLEST_NORM).flatten(2).mT
+            tokens = tokens if last is None else torch.cat([last, tokens])
+            last = tokens[-1:]
+            if len(tokens) > 1:
+                for tables, direction in ((forward, "forward"), (backward, "backward")):
+                    table, _ = windowed_topk(tokens, *grid, window=window, k=top_k, direction=direction)
+                    tables.append(table.cpu())
+    return Correspondence(torch.cat(forward), torch.cat(backward), grid, block.level, window, backbone.fingerprint)
+
+
+def decoder_stage(backbone: Backbone, up_block: int) -> Block:
+    """The stage that DIFT's number means in this model: see `correspondence`."""
+    if up_block not in range(1, STAGES):
+        raise ValueError(f"no up_block {up_block}: want 1, 2 or 3, the last")
+    stages = [block for block in backbone.blocks if block.kind == "stage"]
+    if not stages:
+        raise ValueError(f"'{backbone.name}' has no decoder stages whose features could be matched")
+    return stages[max(0, len(stages) - STAGES + up_block)]
+
+
+def _features(
+    backbone: Backbone,
+    clean: Tensor,
+    noise: Tensor,
+    timestep: int,
+    prompt: Prompt,
+    block: Block,
+    part: int,
+    monitor: Monitor,
+) -> Iterator[Tensor]:
+    """[f, C, h, w] float32 of so many frames at a time, mean over the draws of `noise` [E, F, C, h, w]."""
+    schedule = backbone.schedule(FINE_STEPS)
+    level = 1 + min(range(schedule.steps), key=lambda i: abs(schedule.timesteps[i] - timestep))
+    for first in range(0, len(clean), part):
+        at = slice(first, first + part)
+        frames = tuple(range(len(clean)))[at]
+        total = 0
+        for draw in noise:
+            monitor.check()
+            latents = schedule.signal[level] * clean[at] + schedule.noise[level] * draw[at]
+            picture = clean[at] if backbone.sees_source else None
+            label = schedule.label(level)
+            evaluation = Evaluation(latents[None], label, (prompt,), ("source",), image=picture, frames=frames)
+            total = total + read_feature(backbone, evaluation, block)[0].float()
+        monitor.progress(frames[-1] + 1, len(clean))
+        yield total / len(noise)
+
+
+class _Enough(Exception):
+    """Raised inside a forward pass once the features have been read."""
+
+
+@dataclass(frozen=True)
+class _Reader(Control):
+    wanted: Block
+    read: list[Tensor] = field(default_factory=list)
+
+    def feature(self, block: Block, x: Tensor, evaluation: Evaluation) -> Tensor:
+        if block == self.wanted:
+            self.read.append(x)
+            raise _Enough
+        return x
+
+
+def read_feature(backbone: Backbone, evaluation: Evaluation, block: Block) -> Tensor:
+    """[R, F, C, h, w] out of one block, by a forward pass that stops there."""
+    reader = _Reader(block)
+    try:
+        backbone.predict(evaluation, (reader,))
+    except _Enough:
+        return reader.read[0]
+    raise ValueError(f"'{backbone.name}' has no block '{block.name}'")
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+POINT_COLOR = (1.0, 0.1, 0.1)
+RANK_COLORS = ((1.0, 0.9, 0.1), (0.1, 0.9, 0.2), (0.2, 0.4, 1.0), (1.0, 0.3, 0.9), (0.2, 0.9, 0.9))  # best first
+SMALLEST_PICTURE = 256  # pixels, the shorter side: a place must be seen
+
+
+def match_frames(found: Correspondence, frames: Tensor, points: list[tuple[float, float]], frame: int = 0) -> Tensor:
+    """The K matches of some points in all frames, as the paper draws them: yellow the best, then green and blue.
+
+    Args:
+        frames: [F, H, W, 3] in 0..1, the source.
+        points: (x, y) as shares of width and height, 0..1.
+        frame: which frame the points are in; there they are red.
+
+    Returns:
+        [F, H', W', 3] in 0..1, enlarged by a whole number if small. A place of the grid is a frame around its pixels.
+
+    Raises:
+        ValueError: frames of another clip, no points, or points or a frame outside their range.
+    """
+    if len(frames) != found.frames:
+        raise ValueError(f"the correspondence is for {found.frames} frames, and there are {len(frames)} pictures")
+    if not points or not all(0 <= x <= 1 and 0 <= y <= 1 for x, y in points):
+        raise ValueError(f"want points with x and y in 0..1, got {points}")
+    h, w = found.grid
+    places = torch.tensor([min(int(y * h), h - 1) * w + min(int(x * w), w - 1) for x, y in points])
+    matches = found.matches(frame, places)
+    grow = -(-SMALLEST_PICTURE // min(frames.shape[1:3]))
+    painted = ordinary(frames).repeat_interleave(grow, 1).repeat_interleave(grow, 2)
+    for number, picture in enumerate(painted):
+        for rank in reversed(range(1 if number == frame else found.top_k)):
+            color = POINT_COLOR if number == frame else RANK_COLORS[rank % len(RANK_COLORS)]
+            for place in matches[number, :, rank].tolist():
+                if place >= 0:
+                    _outline(picture, divmod(place, w), (h, w), color)
+    return painted
+
+
+def parse_points(text: str) -> list[tuple[float, float]]:
+    """ "0.5 0.5; 0.25 0.75" -> [(0.5, 0.5), (0.25, 0.75)].
+
+    Raises:
+        ValueError: anything but pairs of numbers.
+    """
+    try:
+        pairs = [tuple(float(n) for n in part.replace(",", " ").split()) for part in text.split(";") if part.strip()]
+    except ValueError:
+        pairs = [()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"want points as 'x y; x y', shares of width and height in 0..1, got '{text}'")
+    return pairs
+
+
+def _outline(picture: Tensor, place: tuple[int, int], grid: tuple[int, int], color: tuple[float, float, float]) -> None:
+    """Draws the border of a place of the grid into a picture [H, W, 3]."""
+    (top, bottom), (left, right) = (
+        (size * at // cells, max(size * (at + 1) // cells, size * at // cells + 1))
+        for size, at, cells in zip(picture.shape[:2], place, grid)
+    )
+    wide = max(1, min(bottom - top, right - left) // 6)
+    cell = picture[top:bottom, left:right]
+    inside = cell[wide:-wide, wide:-wide].clone()
+    cell[:] = torch.tensor(color)
+    cell[wide:-wide, wide:-wide] = inside

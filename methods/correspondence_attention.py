@@ -1,0 +1,181 @@
+"""Correspondence-guided attention: every token looks at its own matches in the other frames, and at nothing else.
+
+paper    COVE, Wang et al. 2024, section 3.3, equations 11-14
+needs    a Correspondence of the clip; an image model, as a rule with spatio-temporal attention inside this
+gives    a Control at spatial self-attention
+differs  the paper does not say where its attention acts. Its equation 13 has neither key nor value projections, so by
+         default it takes the output of the layer's attention as query, key and value, and replaces it, as FLATTEN
+         (Cong et al. 2023) does along its trajectories, at the correspondence's own resolution
+
+    list of (i, p) = the K matches of place p of frame i in every frame j != i
+    out(i, p) = softmax(q(i, p) . merge(list) / sqrt(d)) merge(list)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..engine.correspondence import Correspondence
+from ..engine.nouns import Attend, AttentionCall, Control, EditPlan, Trajectory
+from ..kernels import gather_attention
+from ..kernels.tiles import computing_dtype, row_tiles
+from .merging import merge_bipartite, merge_pairs
+
+if TYPE_CHECKING:
+    from ..backbones.protocol import Backbone
+
+Tokens = Literal["output", "projected"]
+Levels = Literal["finest", "all"]
+Merging = Literal["bipartite", "pairs"]
+BUDGET = 2**22  # gathered numbers held at once where lists are merged, 16 MB in float32
+
+
+@dataclass(frozen=True, eq=False)
+class CorrespondenceAttention(Control):
+    """See `correspondence_attention`."""
+
+    needs_all_frames: ClassVar[bool] = True
+
+    found: Correspondence
+    tokens: Tokens = "output"
+    levels: Levels = "finest"
+    strength: float = 1.0
+    merge: float = 0.5
+    merging: Merging = "bipartite"
+
+    def __post_init__(self):
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"want a strength in 0..1, got {self.strength}; 0 is the plain edit")
+        if not 0 <= self.merge < 1:
+            raise ValueError(f"want a merge ratio from 0 (off) to under 1, got {self.merge}")
+        for name, kind in {"tokens": Tokens, "levels": Levels, "merging": Merging}.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"no {name} '{getattr(self, name)}': want one of {', '.join(get_args(kind))}")
+
+    def acts_at(self, seam: str) -> bool:
+        return self.strength > 0 and super().acts_at(seam)
+
+    def check(self, trajectory: Trajectory, backbone: Backbone) -> None:
+        frames, _, h, w = trajectory.latents[0].shape
+        self.found.require(frames, _coarser((h, w), self.found.level))
+        if self.found.model != backbone.fingerprint:
+            raise ValueError(
+                f"the correspondence was found with another model (fingerprint {self.found.model}) than "
+                f"'{backbone.name}' ({backbone.fingerprint}), which is to edit: make it with that one"
+            )
+        if not any(s.kind == "spatial" and self._octaves(s.level) is not None for s in backbone.sites):
+            raise ValueError(
+                f"'{backbone.name}' has no self-attention at the resolution of this correspondence: choose levels "
+                "'all', or another up_block where the correspondence is made"
+            )
+
+    def _octaves(self, level: int) -> int | None:
+        """How much coarser than the correspondence a level is that is guided, None where it is not."""
+        octaves = level - self.found.level
+        return octaves if octaves == 0 or (self.levels == "all" and octaves > 0) else None
+
+    def attention(self, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        octaves = self._octaves(call.site.level)
+        if call.site.kind != "spatial" or octaves is None:
+            return attend(q, k, v)
+        self._require_this_clip(call, octaves, k)
+        plain = attend(q, k, v) if self.tokens == "output" or self.strength < 1 else None
+        if self.tokens == "output":
+            q = k = v = plain
+        guided = self._guided(call, octaves, q, k, v)
+        return guided if self.strength == 1 else torch.lerp(plain, guided, self.strength)
+
+    def _require_this_clip(self, call: AttentionCall, octaves: int, k: Tensor) -> None:
+        frames, *grid = call.grid
+        if (frames, tuple(grid)) != (self.found.frames, _coarser(self.found.grid, octaves)):
+            self.found.require(frames, (grid[0] << octaves, grid[1] << octaves))
+        if k.shape[1] != frames:
+            raise ValueError(
+                "correspondence attention wants the tokens frame by frame: put it before spatio-temporal attention "
+                "in the plan, which then acts inside it"
+            )
+
+    def _guided(self, call: AttentionCall, octaves: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of q [R, F, H, N, D] over each token's own list."""
+        found = self.found.to(q.device)
+        keys = rearrange(k, "r f h n d -> r h (f n) d")
+        values = keys if v is k else rearrange(v, "r f h n d -> r h (f n) d")
+        out = []
+        for frame in range(found.frames):
+            call.evaluation.monitor.check()
+            lists = lists_of(found, frame, octaves)
+            if self.merge:
+                out.append(self._merged(q[:, frame], keys, values, lists, call.scale))
+            else:
+                out.append(gather_attention(q[:, frame], keys, values, lists, scale=call.scale))
+        return torch.stack(out, 1)
+
+    def _merged(self, q: Tensor, keys: Tensor, values: Tensor, lists: Tensor, scale: float) -> Tensor:
+        """The same over merged lists. Every query merges its own, so a few are taken at a time."""
+        rows, heads, queries, size = q.shape
+        together = [rearrange(x, "r h t d -> r t (h d)") for x in ((keys,) if values is keys else (keys, values))]
+        out = []
+        for some in row_tiles(queries, rows * lists.shape[1] * heads * size, BUDGET):
+            there, at = lists[some] >= 0, lists[some].clamp(min=0).long()
+            gathered = [x[:, at].to(computing_dtype(q.dtype)) for x in together]
+            there = there.expand(rows, *there.shape)
+            if self.merging == "pairs":
+                mk, mv, there = merge_pairs(gathered[0], gathered[-1], there, self.found.top_k)
+            else:
+                mk, mv, there = merge_bipartite(gathered[0], gathered[-1], there, self.merge)
+            mk, mv = (rearrange(x, "r m l (h d) -> r h m l d", h=heads) for x in (mk, mv))
+            logits = (mk @ q[:, :, some, :, None].to(mk))[..., 0] * scale
+            weights = logits.masked_fill(~there[:, None], torch.finfo(mk.dtype).min).softmax(-1)
+            out.append((weights[..., None, :] @ mv)[..., 0, :])
+        return torch.cat(out, 2).to(q.dtype)
+
+
+def correspondence_attention(plan: EditPlan, found: Correspondence, **numbers) -> EditPlan:
+    """`plan` with attention along the correspondences of the clip.
+
+    Args:
+        found: of the very clip that is edited, from the model that edits.
+        tokens: "output": of the layer's own attention, before its output projection, are query, key and value;
+            "projected": the layer's queries, keys and values, whose own attention then only strength below 1 needs.
+        levels: "finest": the layers of the correspondence's resolution; "all": the coarser ones too, whose places ask
+            the place in their middle. Layers finer than the correspondence are left alone.
+        strength: 0..1, from the plain attention's output to the guided one's; 0 is the plain edit bit for bit.
+        merge: share of each token's list that is merged away, 0 (off) to under 1; the paper's is 0.5. It changes the
+            edit a little; since queries are taken a few at a time, it saves no memory here.
+        merging: "bipartite" matching, or "pairs": the mean over two frames that follow each other, match by match,
+            which merges half whatever the ratio and is faster.
+
+    Raises:
+        ValueError: a number out of range or an unknown choice; when sampling, a correspondence of another clip or
+            model, or one whose resolution the model has no attention at.
+    """
+    return plan.then(CorrespondenceAttention(found, **numbers))
+
+
+def lists_of(found: Correspondence, frame: int, octaves: int = 0) -> Tensor:
+    """[N, (F-1) K] int32: the tokens of the other frames that each token of a frame looks at, numbered f * N + n.
+
+    Frames ascending, in each the best match first; -1 is padding. With `octaves`, tokens are those of a grid coarser
+    by that many halvings, and ask the place in their middle.
+    """
+    (height, width), stride = found.grid, 2**octaves
+    h, w = _coarser(found.grid, octaves)
+    device = found.forward.device
+    rows = (torch.arange(h, device=device) * stride + stride // 2).clamp(max=height - 1)
+    columns = (torch.arange(w, device=device) * stride + stride // 2).clamp(max=width - 1)
+    matches = found.matches(frame, (rows[:, None] * width + columns).flatten())
+    others = torch.tensor([other for other in range(found.frames) if other != frame], device=device)
+    matches = matches[others]
+    tokens = matches // width // stride * w + matches % width // stride
+    tokens = (tokens + (others * h * w)[:, None, None]).masked_fill(matches < 0, -1)
+    return rearrange(tokens, "f n k -> n (f k)").int()
+
+
+def _coarser(grid: tuple[int, int], octaves: int) -> tuple[int, int]:
+    """A grid after some halvings, each rounding up."""
+    return tuple(-(-n // 2**octaves) for n in grid)

@@ -1,0 +1,299 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weft.engine.correspondence import Correspondence
+from weft.engine.inversion import invert
+from weft.engine.nouns import PLAIN, AttentionCall, Evaluation, Site
+from weft.engine.sampling import edit
+from weft.methods.correspondence import correspondence
+from weft.methods.correspondence_attention import CorrespondenceAttention, correspondence_attention, lists_of
+from weft.methods.merging import merge_bipartite, merge_pairs
+from weft.methods.spatio_temporal import spatio_temporal_attention
+from weft.tests.numerics import assert_close
+from weft.tests.tiny import make_latents
+
+SCALE = 0.3
+GRID, FRAMES, K = (4, 5), 4, 2
+
+
+def found(grid=GRID, frames=FRAMES, k=K, level=0, seed=0, padding=False):
+    generator = torch.Generator().manual_seed(seed)
+    n = grid[0] * grid[1]
+    tables = torch.rand(2, frames - 1, n, n, generator=generator).argsort(-1)[..., :k].int()  # no place twice in a list
+    if padding:
+        tables[..., 1:].masked_fill_(torch.rand(tables[..., 1:].shape, generator=generator) < 0.5, -1)
+    return Correspondence(*tables, grid, level, 9, "model")
+
+
+def called(grid=GRID, level=0, kind="spatial", frames=FRAMES, rows=2):
+    site = Site("layer", kind, "block", level, 0)
+    evaluation = Evaluation(torch.zeros(rows, frames, 4, *GRID), 1, (), ("negative", "positive"))
+    return AttentionCall(site, evaluation, (frames, *grid), SCALE, None, None)
+
+
+def attend(q, k, v):
+    return (q @ k.mT * SCALE).softmax(-1) @ v
+
+
+def inputs(grid=GRID, frames=FRAMES, rows=2, heads=2, size=3):
+    return torch.randn(3, rows, frames, heads, grid[0] * grid[1], size, dtype=torch.float64).unbind()
+
+
+def by_hand(q, k, v, lists, merged=lambda keys, values, there: (keys, values)):
+    """Equations 11-14, one token at a time; `lists` [F][N] of (frame, place)."""
+    out = torch.zeros_like(q)
+    for r, f, n in ((r, f, n) for r in range(q.shape[0]) for f in range(q.shape[1]) for n in range(q.shape[3])):
+        keys = torch.stack([k[r, j, :, p].flatten() for j, p in lists[f][n]])
+        values = torch.stack([v[r, j, :, p].flatten() for j, p in lists[f][n]])
+        keys, values = merged(keys, values, None)
+        for h in range(q.shape[2]):
+            mine = slice(h * q.shape[4], (h + 1) * q.shape[4])
+            out[r, f, h, n] = (keys[:, mine] @ q[r, f, h, n] * SCALE).softmax(0) @ values[:, mine]
+    return out
+
+
+def pairs(table):
+    """The lists of a correspondence as (frame, place), padding left out."""
+    lists = []
+    for f in range(table.frames):
+        matches = table.matches(f)
+        others = [j for j in range(table.frames) if j != f]
+        n = table.grid[0] * table.grid[1]
+        lists.append([[(j, p) for j in others for p in matches[j, i].tolist() if p >= 0] for i in range(n)])
+    return lists
+
+
+@pytest.mark.parametrize("tokens", ["output", "projected"])
+@pytest.mark.parametrize("padding", [False, True])
+def test_a_token_looks_at_its_matches_and_at_nothing_else(tokens, padding):
+    table, (q, k, v) = found(padding=padding), inputs()
+    got = CorrespondenceAttention(table, tokens, merge=0).attention(called(), q, k, v, attend)
+    if tokens == "output":
+        q = k = v = attend(q, k, v)
+    assert_close(got, by_hand(q, k, v, pairs(table)))
+
+
+def test_projected_tokens_need_no_attention_of_the_layer():
+    q, k, v = inputs()
+    CorrespondenceAttention(found(), "projected").attention(called(), q, k, v, None)
+
+
+def joined(keys, values, ratio):
+    """Bipartite matching in words: of the tokens at even places, those most alike join one at an odd place, as many as
+    the ratio of all says; groups become means."""
+    unit = torch.nn.functional.normalize(keys, dim=-1)
+    even, odd = range(0, len(keys), 2), range(1, len(keys), 2)
+    best = {i: max(odd, key=lambda j: (unit[i] @ unit[j]).item()) for i in even}
+    going = sorted(even, key=lambda i: -(unit[i] @ unit[best[i]]).item())[: int(ratio * len(keys))]
+    groups = [[j, *(i for i in going if best[i] == j)] for j in odd] + [[i] for i in even if i not in going]
+    return tuple(torch.stack([x[group].mean(0) for group in groups]) for x in (keys, values))
+
+
+@pytest.mark.parametrize("tokens", ["output", "projected"])
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.9])
+def test_lists_are_merged_one_by_one(tokens, ratio):
+    table, (q, k, v) = found(k=3), inputs()
+    got = CorrespondenceAttention(table, tokens, merge=ratio).attention(called(), q, k, v, attend)
+    if tokens == "output":
+        q = k = v = attend(q, k, v)
+    assert_close(got, by_hand(q, k, v, pairs(table), lambda keys, values, _: joined(keys, values, ratio)))
+
+
+@pytest.mark.parametrize("frames", [2, 4, 5])
+def test_pairs_are_means_over_two_frames_match_by_match(frames):
+    table, (q, k, v) = found(frames=frames), inputs(frames=frames)
+    control = CorrespondenceAttention(table, "projected", merging="pairs")
+
+    def halved(keys, values, _):
+        groups = [
+            [f * K + rank for f in (i, i + 1) if f < frames - 1] for i in range(0, frames - 1, 2) for rank in (0, 1)
+        ]
+        return tuple(torch.stack([x[group].mean(0) for group in groups]) for x in (keys, values))
+
+    got = control.attention(called(frames=frames), q, k, v, attend)
+    assert_close(got, by_hand(q, k, v, pairs(table), halved))
+
+
+@pytest.mark.parametrize(("tokens", "left"), [(57, 29), (27, 14)])
+def test_half_of_a_list_is_merged(tokens, left):
+    """57 tokens: 20 frames and 3 matches; 27: 10 frames."""
+    x, there = torch.randn(2, tokens, 8), torch.ones(2, tokens, dtype=torch.bool)
+    keys, values, there = merge_bipartite(x, x, there, 0.5)
+    assert keys.shape == (2, left, 8)
+    assert values is keys
+    assert there.all()
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.99])
+def test_merging_keeps_what_is_there_and_leaves_padding_out(ratio):
+    """The sum over groups, each times its size, is the sum over the tokens that are there."""
+    tokens = torch.ones(50, 9, 1, dtype=torch.float64)
+    there = torch.rand(50, 9) < 0.5
+    tokens[~there] = 1e6
+    keys = torch.randn(50, 9, 4, dtype=torch.float64)
+    for got in (merge_bipartite(keys, tokens, there, ratio), merge_pairs(keys, tokens, there, 3)):
+        _, values, left = got
+        assert_close(values[left], torch.ones_like(values[left]))
+        assert torch.equal(left.any(-1), there.any(-1))
+
+
+def test_tokens_alike_are_merged_without_a_trace():
+    table, (q, k, v) = found(), inputs()
+    k, v = (x[:, :1, :, :1].expand_as(x) for x in (k, v))
+    got = CorrespondenceAttention(table, "projected").attention(called(), q, k, v, attend)
+    assert_close(got, v)
+
+
+@pytest.mark.parametrize("merge", [0, 0.5])
+def test_queries_are_taken_a_few_at_a_time(monkeypatch, merge):
+    from weft.methods import correspondence_attention as module
+
+    table, (q, k, v) = found(), inputs()
+    control = CorrespondenceAttention(table, merge=merge)
+    whole = control.attention(called(), q, k, v, attend)
+    monkeypatch.setattr(module, "BUDGET", 1)
+    assert_close(control.attention(called(), q, k, v, attend), whole)
+
+
+@pytest.mark.parametrize("strength", [0.25, 1.0])
+@pytest.mark.parametrize("tokens", ["output", "projected"])
+def test_strength_blends_with_the_plain_attention(strength, tokens):
+    table, x = found(), inputs()
+    full = CorrespondenceAttention(table, tokens).attention(called(), *x, attend)
+    got = CorrespondenceAttention(table, tokens, strength=strength).attention(called(), *x, attend)
+    assert_close(got, (1 - strength) * attend(*x) + strength * full)
+
+
+@pytest.mark.parametrize(("level", "grid"), [(0, (4, 5)), (1, (2, 3)), (2, (1, 2))])
+def test_coarser_layers_ask_the_place_in_their_middle(level, grid):
+    table, (q, k, v) = found(), inputs(grid)
+    control = CorrespondenceAttention(table, "projected", "all", merge=0)
+    stride, lists = 2**level, []
+    for f in range(FRAMES):
+        matches = table.matches(f)
+        for_frame = []
+        for y, x in ((y, x) for y in range(grid[0]) for x in range(grid[1])):
+            middle = min(y * stride + stride // 2, 3) * 5 + min(x * stride + stride // 2, 4)
+            fine = [(j, p) for j in range(FRAMES) if j != f for p in matches[j, middle].tolist()]
+            for_frame.append([(j, p // 5 // stride * grid[1] + p % 5 // stride) for j, p in fine])
+        lists.append(for_frame)
+    assert_close(control.attention(called(grid, level), q, k, v, attend), by_hand(q, k, v, lists))
+
+
+@pytest.mark.parametrize(
+    ("levels", "level", "kind"),
+    [("finest", 1, "spatial"), ("finest", 0, "cross"), ("all", 0, "temporal"), ("all", 0, "finer")],
+)
+def test_other_layers_are_left_alone(levels, level, kind):
+    table = found(level=1 if kind == "finer" else 0)
+    call = called((2, 3) if level else GRID, level, "spatial" if kind == "finer" else kind)
+    x = inputs((2, 3) if level else GRID)
+    assert torch.equal(CorrespondenceAttention(table, levels=levels).attention(call, *x, attend), attend(*x))
+
+
+def test_lists_number_the_tokens_of_the_other_frames():
+    table = found()
+    lists = lists_of(table, 1)
+    assert lists.shape == (20, 3 * K)
+    want = [[(0, p) for p in table.matches(1)[0, 7].tolist()], [(2, p) for p in table.matches(1)[2, 7].tolist()]]
+    assert lists[7, : 2 * K].tolist() == [j * 20 + p for part in want for j, p in part]
+
+
+# ---- in a run -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def latents():
+    return make_latents()
+
+
+@pytest.fixture
+def table(tiny_image, latents):
+    return correspondence(tiny_image, latents)
+
+
+@pytest.fixture
+def run(tiny_image, latents):
+    trajectory = invert(tiny_image, latents, tiny_image.embed("a red square"), steps=2)
+    target = tiny_image.embed("a blue circle")
+    return lambda plan=PLAIN, **options: edit(tiny_image, trajectory, target, plan=plan, guidance=2, **options)
+
+
+def test_strength_0_is_the_plain_edit_bit_for_bit(run, table):
+    assert torch.equal(run(correspondence_attention(PLAIN, table, strength=0)), run())
+
+
+@pytest.mark.parametrize(
+    "numbers", [{}, {"tokens": "projected"}, {"levels": "all"}, {"merge": 0}, {"merging": "pairs"}]
+)
+def test_it_changes_the_edit_and_is_the_same_twice(run, table, numbers):
+    plan = spatio_temporal_attention(correspondence_attention(PLAIN, table, **numbers))
+    got = run(plan)
+    assert torch.equal(got, run(plan))
+    assert not torch.equal(got, run(spatio_temporal_attention(PLAIN)))
+
+
+def test_it_guides_an_inversion_too(tiny_image, latents, table):
+    plan = spatio_temporal_attention(correspondence_attention(PLAIN, table))
+    prompt = tiny_image.embed("a red square")
+    plain, guided = (invert(tiny_image, latents, prompt, steps=2, plan=p) for p in (PLAIN, plan))
+    assert not torch.equal(plain.latents, guided.latents)
+
+
+def test_after_spatio_temporal_attention_it_says_what_to_do(run, table):
+    plan = correspondence_attention(spatio_temporal_attention(PLAIN), table, tokens="projected")
+    with pytest.raises(ValueError, match="put it before spatio-temporal attention in the plan"):
+        run(plan)
+
+
+def test_a_correspondence_of_another_clip_is_refused(tiny_image, run):
+    other = correspondence(tiny_image, make_latents(4))
+    with pytest.raises(ValueError, match=r"for 4 frames on a grid of 6x10, and the clip has 3 frames on 6x10"):
+        run(correspondence_attention(PLAIN, other))
+    other = correspondence(tiny_image, make_latents(size=(6, 8)))
+    with pytest.raises(ValueError, match=r"on a grid of 6x8, and the clip has 3 frames on 6x10: connect one made"):
+        run(correspondence_attention(PLAIN, other))
+
+
+@pytest.mark.parametrize("levels", ["finest", "all"])
+def test_in_an_inversion_too(tiny_image, latents, levels):
+    other = correspondence(tiny_image, make_latents(size=(6, 8)))
+    plan = correspondence_attention(PLAIN, other, levels=levels)
+    with pytest.raises(ValueError, match=r"the correspondence is for 3 frames on a grid of 6x8"):
+        invert(tiny_image, latents, tiny_image.embed("a dog"), steps=2, plan=plan)
+
+
+def test_a_correspondence_of_another_model_is_refused(run, table):
+    with pytest.raises(ValueError, match=r"found with another model \(fingerprint other\)"):
+        run(correspondence_attention(PLAIN, replace(table, model="other")))
+
+
+def test_a_model_without_attention_there_is_refused(run, table):
+    """The tiny model has three levels."""
+    coarse = found((1, 2), 3, level=3)
+    with pytest.raises(ValueError, match="has no self-attention at the resolution of this correspondence"):
+        run(correspondence_attention(PLAIN, replace(coarse, model=table.model)))
+
+
+def test_chunks_of_frames_are_refused(run, table):
+    with pytest.raises(ValueError, match="CorrespondenceAttention looks at all 3 frames together"):
+        run(correspondence_attention(PLAIN, table), chunk_frames=1)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "match"),
+    [
+        ({"strength": -0.1}, r"want a strength in 0..1, got -0.1"),
+        ({"strength": 1.1}, r"want a strength in 0..1, got 1.1"),
+        ({"merge": 1.0}, r"want a merge ratio from 0 \(off\) to under 1, got 1.0"),
+        ({"merge": -0.5}, "want a merge ratio from 0"),
+        ({"tokens": "keys"}, "no tokens 'keys': want one of output, projected"),
+        ({"levels": "coarse"}, "no levels 'coarse': want one of finest, all"),
+        ({"merging": "thirds"}, "no merging 'thirds': want one of bipartite, pairs"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(numbers, match):
+    with pytest.raises(ValueError, match=match):
+        correspondence_attention(PLAIN, found(), **numbers)
