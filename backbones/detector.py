@@ -38,7 +38,7 @@ def load_detector(folder: Path | str, *, name: str | None = None, memory: Memory
     import transformers
 
     model_class, processor_class = FAMILIES[family]
-    model = frozen_module(transformers, model_class, folder)
+    model = frozen_module(transformers, model_class, folder).float()
     processor = loaded(folder, transformers, processor_class)
     return TextDetector(name or folder.name, model, processor, "owl" not in family, memory or PlainMemory())
 
