@@ -223,6 +223,15 @@ class Trajectory:
         """Standard deviation of the noisiest latents; about 1 if the inversion behaved."""
         return self.latents[-1].std().item()
 
+    def thinned(self, steps: int) -> Trajectory:
+        """Every so many levels of it, for an edit in fewer steps than the inversion took.
+
+        Raises:
+            ValueError: `steps` does not divide those of the trajectory.
+        """
+        schedule = self.schedule.thinned(steps)
+        return replace(self, latents=self.latents[:: self.schedule.steps // steps].clone(), schedule=schedule)
+
     def require(self, backbone: Backbone, *prompts: Prompt) -> None:
         """Refuses a model or prompts that do not belong to this trajectory.
 

@@ -9,7 +9,7 @@ is another pair of signal and noise and another row in `_SPLIT`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -61,6 +61,22 @@ class Schedule:
     @property
     def steps(self) -> int:
         return len(self.timesteps)
+
+    def thinned(self, steps: int) -> Schedule:
+        """The same noise, clean to noisiest, in fewer steps.
+
+        Raises:
+            ValueError: not every so many levels can be kept.
+        """
+        if not 1 <= steps <= self.steps or self.steps % steps:
+            raise ValueError(f"{self.steps} steps cannot be thinned to {steps}: want a number that divides them")
+        every = self.steps // steps
+        return replace(
+            self,
+            timesteps=self.timesteps[every - 1 :: every],
+            signal=self.signal[::every],
+            noise=self.noise[::every],
+        )
 
     def label(self, level: int) -> int:
         """The timestep the network is told at a level in 1..S."""

@@ -56,24 +56,41 @@ class WeftDDIMInversion(io.ComfyNode):
                     tooltip="Network evaluations per step for warm_start. More reconstruct better and edit less well.",
                 ),
                 chunk_frames_input(),
+                io.Int.Input(
+                    "edit_steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    tooltip="Steps of the edit, if it is to take fewer than the inversion; must divide its steps. "
+                    "COVE: 50 of 100. 0: as many.",
+                ),
             ],
             outputs=[sockets.Trajectory.Output(display_name="trajectory")],
         )
 
     @classmethod
     def execute(
-        cls, model, latent, source_prompt, steps, plan=None, convention="warm_start", evaluations=1, chunk_frames=0
+        cls,
+        model,
+        latent,
+        source_prompt,
+        steps,
+        plan=None,
+        convention="warm_start",
+        evaluations=1,
+        chunk_frames=0,
+        edit_steps=0,
     ):
-        return io.NodeOutput(
-            invert(
-                model,
-                latent["samples"],
-                sockets.from_conditioning(source_prompt),
-                steps=steps,
-                convention=convention,
-                evaluations=evaluations,
-                plan=sockets.plan_or_empty(plan),
-                chunk_frames=chunk_frames,
-                monitor=NodeMonitor(steps),
-            )
+        trajectory = invert(
+            model,
+            latent["samples"],
+            sockets.from_conditioning(source_prompt),
+            steps=steps,
+            convention=convention,
+            evaluations=evaluations,
+            plan=sockets.plan_or_empty(plan),
+            chunk_frames=chunk_frames,
+            monitor=NodeMonitor(steps),
         )
+        return io.NodeOutput(trajectory.thinned(edit_steps) if edit_steps else trajectory)

@@ -121,3 +121,20 @@ def test_a_recording_keeps_what_it_is_told_in_order():
     monitor.record(loss=1.0)
     monitor.record(loss=2.0, step=1)
     assert monitor.records == [{"loss": 1.0}, {"loss": 2.0, "step": 1}]
+
+
+def test_a_thinned_trajectory_keeps_both_ends_and_every_so_many_levels(trajectory):
+    got = trajectory.thinned(2)
+    assert torch.equal(got.latents, trajectory.latents[[0, 2, 4]])
+    assert [got.schedule.label(level) for level in (1, 2)] == [trajectory.schedule.label(level) for level in (2, 4)]
+    for kept, level in enumerate((0, 2, 4)):
+        assert got.schedule.signal[kept] == trajectory.schedule.signal[level]
+        assert got.schedule.noise[kept] == trajectory.schedule.noise[level]
+    assert torch.equal(trajectory.thinned(4).latents, trajectory.latents)
+    assert (got.prompt, got.convention) == (trajectory.prompt, trajectory.convention)
+
+
+@pytest.mark.parametrize("steps", [0, 3, 8, -2])
+def test_a_trajectory_cannot_be_thinned_unevenly(trajectory, steps):
+    with pytest.raises(ValueError, match=f"4 steps cannot be thinned to {steps}: want a number that divides them"):
+        trajectory.thinned(steps)
