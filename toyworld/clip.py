@@ -40,6 +40,11 @@ def captions() -> tuple[str, str]:
     return world.captions(source_clip())[0], world.captions(edited_clip())[0]
 
 
+def instruction() -> str:
+    """What an instruction model is told for the same edit."""
+    return world.instructions(source_clip(), edited_clip())[0]
+
+
 def edit_mask() -> Tensor:
     """[F, H, W] of 0 and 1: where the old or the new sprite is, which is all that an edit may change."""
     old, new = (world.sprite_alpha(clips)[0] for clips in (source_clip(), edited_clip()))

@@ -74,6 +74,34 @@ def measure(video: Tensor, source: Clips, target: Clips) -> dict[str, Tensor]:
     }
 
 
+def consistency(video: Tensor, target: Clips) -> dict[str, Tensor]:
+    """How much the sprite of edited clips changes from frame to frame, whether it is the right one or not.
+
+    Args:
+        video: [n, F, 3, 64, 64] in 0..1, the edited clips.
+        target: the n clips the edit should give; of them, only the background counts.
+
+    Returns:
+        One [n] float32 tensor a measure, 0 for a sprite that stays the same:
+        color_spread: standard deviation over the frames of the sprite's median color, in 0..1, as the root of the mean
+            variance of the three channels; frames without a sprite do not count, and a clip with fewer than two that
+            have one is 0.5.
+        shape_spread: mean over frames of 1 - intersection over union of the sprite with the shape that most frames
+            have, both around their centroids; a frame without a sprite is 1. Even the truth is a little over zero, as
+            a sprite between two pixels is drawn otherwise than one on a pixel.
+    """
+    video = _checked(video, target)
+    sprites = find_sprites(video, world.render_background(target))
+    color, shape = [], []
+    for found, value, blob in zip(sprites.found, sprites.value, sprites.blob):
+        enough = found.sum() >= 2
+        color.append(value[found].var(0, correction=0).mean().sqrt() if enough else torch.tensor(0.5))
+        most = blob[found].mean(0) >= 0.5 if enough else torch.zeros_like(blob[0], dtype=torch.bool)
+        common, either = (blob.bool() & most).sum((1, 2)), (blob.bool() | most).sum((1, 2))
+        shape.append(1 - (common / either.clamp(min=1)).mean())
+    return {"color_spread": torch.stack(color), "shape_spread": torch.stack(shape)}
+
+
 def psnr(video: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
     """[n] dB between clips [n, F, 3, H, W] in 0..1, at most 90; `weight` (0..1) broadcasts against them."""
     squared = (video - truth).square()
@@ -114,6 +142,8 @@ class Sprites:
     centroid: Tensor  # [n, F, 2] (x, y) in pixels, 0 where none was found
     color: Tensor  # [n, F] index into COLORS, -1 where none was found
     shape: Tensor  # [n, F] index into SHAPES, -1 where none was found or the blob resembles no shape
+    value: Tensor  # [n, F, 3] median color in 0..1, 0 where none was found
+    blob: Tensor  # [n, F, 40, 40] of 0 and 1, the centroid in the middle; 0 where none was found
 
 
 def find_sprites(video: Tensor, background: Tensor) -> Sprites:
@@ -146,7 +176,7 @@ def find_sprites(video: Tensor, background: Tensor) -> Sprites:
     color = torch.cdist(median, world.COLOR_VALUES.expand(n, -1, -1)).argmin(-1)
     shape = _best_shape(window.flatten(0, 1), area.flatten()).view(n, frames)
     none = torch.tensor(-1)
-    return Sprites(found, centroid, color.where(found, none), shape.where(found, none))
+    return Sprites(found, centroid, color.where(found, none), shape.where(found, none), median, window)
 
 
 def _best_shape(window: Tensor, area: Tensor) -> Tensor:

@@ -32,12 +32,15 @@ def comfyui():
 
 
 @pytest.fixture(scope="session")
-def server(comfyui, tmp_path_factory, tiny_folder):
+def server(comfyui, tmp_path_factory, tiny_folder, tiny_instruct_folder):
     """ComfyUI with this pack and, in models/diffusers, `tiny` and models that differ from it."""
     base = tmp_path_factory.mktemp("comfyui")
     models = base / "models" / "diffusers"
     for name in ("tiny", "twin", "pickled", "truncated"):
         shutil.copytree(tiny_folder, models / name)
+    for name in ("instruct", "instruct-twin"):
+        shutil.copytree(tiny_instruct_folder, models / name)
+    change_weights(models / "instruct-twin" / "unet")
     change_weights(models / "twin" / "unet")
     pickle_weights(models / "pickled" / "unet")
     truncate_weights(models / "truncated" / "unet")

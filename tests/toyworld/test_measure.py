@@ -11,6 +11,7 @@ from weft.toyworld import world
 from weft.toyworld.measure import (
     PSNR_CAP,
     bootstrap_interval,
+    consistency,
     contact_sheet,
     find_sprites,
     match_background,
@@ -294,3 +295,54 @@ def test_a_contact_sheet_refuses_what_does_not_fit(tmp_path):
         contact_sheet([], tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"want a clip .* got \[3, 8, 8\]"):
         contact_sheet([clip[0]], tmp_path / "x.png")
+
+
+# ---- consistency ----------------------------------------------------------------------------------------------------
+
+
+def recolored(clips, colors):
+    """Clips whose frames show the sprite in these colors, one a frame."""
+    parts = [world.render(replace(clips, color=torch.full_like(clips.color, c)))[0][:, f] for f, c in enumerate(colors)]
+    return torch.stack(parts, 1)
+
+
+def reshaped(clips, shapes):
+    parts = [world.render(replace(clips, shape=torch.full_like(clips.shape, s)))[0][:, f] for f, s in enumerate(shapes)]
+    return torch.stack(parts, 1)
+
+
+def test_a_sprite_that_stays_the_same_is_consistent():
+    clips = world.draw(6, torch.Generator().manual_seed(3))
+    spread = consistency(world.render(clips)[0], clips)
+    assert spread["color_spread"].max() < 1e-5
+    assert spread["shape_spread"].max() < 0.12
+
+
+def test_a_sprite_of_several_colors_is_not():
+    clips = world.draw(6, torch.Generator().manual_seed(3))
+    video = recolored(clips, [0, 2] * (world.FRAMES // 2))
+    red, blue = world.COLOR_VALUES[[0, 2]]
+    want = ((red - blue) / 2).square().mean().sqrt()
+    got = consistency(video, clips)["color_spread"]
+    torch.testing.assert_close(got, want.expand(6), rtol=0, atol=1e-5)
+
+
+def test_a_sprite_of_several_shapes_is_not():
+    clips = world.draw(6, torch.Generator().manual_seed(3))
+    steady = consistency(reshaped(clips, [3] * world.FRAMES), clips)["shape_spread"]
+    once = consistency(reshaped(clips, [3] * (world.FRAMES - 1) + [1]), clips)["shape_spread"]
+    often = consistency(reshaped(clips, [3, 1] * (world.FRAMES // 2)), clips)["shape_spread"]
+    assert (once > steady + 0.01).all()
+    assert (often > once).all()
+
+
+def test_a_sprite_that_is_gone_counts_against_its_shape():
+    clips = world.draw(2, torch.Generator().manual_seed(3))
+    video, background = world.render(clips)[0], world.render_background(clips)
+    whole = consistency(video, clips)
+    video[:, 0] = background
+    less = consistency(video, clips)
+    assert (less["shape_spread"] > whole["shape_spread"] + 0.1).all()
+    gone = consistency(background[:, None].expand_as(video), clips)
+    assert gone["color_spread"].tolist() == [0.5, 0.5]
+    assert gone["shape_spread"].tolist() == [1.0, 1.0]

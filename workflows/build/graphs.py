@@ -13,6 +13,9 @@ STEPS = 50
 STRENGTH = 0.5  # of STR-Match, for toyworld/video
 CFG = 4.0
 MODEL, SAM, DETECTOR = "toyworld/video", "toyworld/sam", "toyworld/detector"
+EDITOR, EDITOR_CFG = "toyworld/instruct", 2.0
+BACKGROUND = "make the background teal striped"
+ADAPT = {"steps": 100, "rate": 1e-3}  # the paper gives no numbers; a network this small learns slowly at 0.0001
 
 NOTE = """\
 **STR-Match{title}**: rewrites what moves in a clip and keeps its layout and motion.
@@ -47,6 +50,38 @@ TEXT_NOTE = {
     "how": "**Find** says what to look for, and shows its box; **Mask** makes the mask.",
     "models": "a Grounding DINO into `models/grounding-dino` or an OWLv2 into `models/owlv2`, a SAM into `models/sams` "
     "or a SAM 2 into `models/sam2`, and choose them in **Find** and **SAM**",
+}
+
+VIA_NOTE = """\
+**VIA, {title}**: an instruction edits every frame, by an image model that is given the frame and the text.
+1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+2. Say what to do in **Instruction**{also}.
+3. {first}
+4. {then}
+5. Your own clip and model: put an InstructPix2Pix or a MagicBrush into `models/diffusers`, choose it in **Model**, \
+and start with the paper's numbers: cfg 7.5, image_cfg 1.5, 10 steps. Low on memory? Lower chunk_frames of **Sample**.
+"""
+VIA_NOTES = {
+    "local": {
+        "title": "one thing of the picture",
+        "also": "",
+        "first": "**Click** says where the thing is: `x,y` in pixels of the first frame. Around it the source stays.",
+        "then": "**Blend** dilate lets the new shape be larger; feather softens its edge; `paper_ramp` is VIA's own.",
+    },
+    "global": {
+        "title": "the whole picture",
+        "also": ", and the same in **Adapted text**",
+        "first": "**Candidates** edits one frame with several seeds: put the number of the best into its choice.",
+        "then": "**Adapt** learns from that pair what you mean, and **Sample** edits all frames so.",
+    },
+    "long": {
+        "title": "a long clip on several machines",
+        "also": "",
+        "first": "As it is, one machine does it all, some frames at a time.",
+        "then": "For several, install ComfyUI-Distributed on all, and set **Chunks** count to their number. Connect a "
+        "*Distributed Value* to **Part** index: 0 for the master, 1, 2, ... for the workers, as INT. Put a "
+        "*Distributed Collector* between **Decode** and **Merge**. Each worker edits its part, the master merges.",
+    },
 }
 
 
@@ -142,6 +177,70 @@ def mask(by_text: bool) -> dict[str, dict[str, Any]]:
     }
 
 
+def via(kind: str) -> dict[str, dict[str, Any]]:
+    """An instruction for every frame: one thing ("local"), the whole picture ("global") or a clip in parts ("long")."""
+    frames, text = wire("Source frames", "images"), clip.instruction()
+    source = {
+        "Source video": _node("LoadVideo", file=clip.CLIP.name),
+        "Source frames": _node("GetVideoComponents", video=wire("Source video")),
+        "Model": _node("WeftLoadModel", model=EDITOR, dtype="auto"),
+    }
+    model, edited, plan, evaluated, part, chunk = wire("Model"), wire("Decode"), wire("Gather-swap"), {}, frames, {}
+    first, blend, merge, said = {}, {}, {}, "Instruction"
+    if kind == "local":
+        load = {"SAM": _node("WeftLoadSAM", model=SAM)}
+        click = {"Click": _node("WeftSAMMask", sam=wire("SAM"), images=frames, positive=_click())}
+        first = {"Mask": {**load, **click, "Track": _track("Click")}}
+        blend = {"Blend": _node("WeftLatentBlend", plan=plan, mask=wire("Track", "mask"), dilate=2)}
+        plan, evaluated = wire("Blend"), {"mask": wire("Track", "mask")}
+    if kind == "global":
+        text, said = BACKGROUND, "Adapted text"
+        first = {"Adapt to one frame": _adaptation(frames)}
+        model = wire("Adapt", "model")
+    if kind == "long":
+        part, chunk, edited = wire("Part", "images"), {"chunk": wire("Part", "chunk")}, wire("Merge")
+        cut = _node("WeftChunkSelect", chunks=wire("Chunks"), images=frames, index=0)
+        first = {"Part of the clip": {"Chunks": _node("WeftChunkPlan", images=frames, count=1), "Part": cut}}
+        merge = {"Merge": _node("WeftChunkMerge", chunks=wire("Chunks"), images=wire("Decode"))}
+    start = {
+        said: _node("WeftEncodePrompt", model=model, text=text),
+        "Encode": _node("WeftEncodeFrames", model=model, images=part),
+        "Noise": _node("WeftAddNoise", model=model, latent=wire("Encode"), **chunk),
+    }
+    sample = {"model": model, "trajectory": wire("Noise"), "positive": wire(said), "plan": plan}
+    sample |= {"cfg": EDITOR_CFG, "chunk_frames": 4 if kind == "long" else 0}
+    note = VIA_NOTE.format(**VIA_NOTES[kind])
+    return {
+        "Read me": {"About this workflow": _node("MarkdownNote", text=note)},
+        "Source": source,
+        **first,
+        "Instruction and noise": start,
+        "Method": {"Gather-swap": _node("WeftGatherSwapAttention", **chunk), **blend},
+        "Edit": {
+            "Sample": _node("WeftEditSampler", **sample),
+            "Decode": _node("WeftDecodeFrames", model=model, latent=wire("Sample", "latent")),
+            **merge,
+            "Edited video": _node("CreateVideo", images=edited, fps=wire("Source frames", "fps")),
+            "Save": _node("SaveVideo", video=wire("Edited video"), filename_prefix="video/weft"),
+        },
+        "Figures": {
+            "Evaluate": _node("WeftEvaluateEdit", source=frames, edit=edited, **evaluated),
+            "Figures": _node("PreviewAny", source=wire("Evaluate", "text")),
+        },
+    }
+
+
+def _adaptation(frames: dict[str, str]) -> dict[str, Any]:
+    """Candidates of one frame, and an adapter that learns from the best."""
+    told = {"model": wire("Model"), "instruction": wire("Instruction")}
+    pair = {"source": wire("Candidates", "source"), "edited": wire("Candidates", "edited")}
+    return {
+        "Instruction": _node("WeftEncodePrompt", model=wire("Model"), text=BACKGROUND),
+        "Candidates": _node("WeftEditCandidates", **told, images=frames, cfg=EDITOR_CFG),
+        "Adapt": _node("WeftTestTimeAdaptation", **told, **pair, **ADAPT),
+    }
+
+
 def _click() -> str:
     """The middle of the shipped clip's sprite in its first frame."""
     x, y = clip.source_clip().center[0, 0].round().int().tolist()
@@ -167,4 +266,7 @@ GRAPHS = {
     "str_match_masked": str_match(masked=True),
     "mask_by_click": mask(by_text=False),
     "mask_by_text": mask(by_text=True),
+    "via_local": via("local"),
+    "via_global": via("global"),
+    "via_long_distributed": via("long"),
 }
