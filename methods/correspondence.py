@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..engine.autograd import ordinary, plain_torch
 from ..engine.correspondence import Correspondence
+from ..engine.inversion import Noise
 from ..engine.monitor import SILENT, Monitor
 from ..engine.nouns import Block, Control, Evaluation, Prompt
 from ..kernels import windowed_topk
@@ -46,7 +47,7 @@ def correspondence(
     top_k: int = 3,
     up_block: int = 2,
     ensemble: int = 1,
-    shared_noise: bool = True,
+    noise: Noise = "shared",
     seed: int = 0,
     monitor: Monitor = SILENT,
 ) -> Correspondence:
@@ -62,7 +63,7 @@ def correspondence(
             before, 1 (half the resolution) the one before that. A model with fewer stages is counted from its last,
             and where it has none left its first is taken.
         ensemble: draws of the noise whose features are averaged.
-        shared_noise: the same noise for all frames; otherwise each has its own.
+        noise: "shared" by all frames, or each its own, "per_frame".
         seed: of the noise, drawn on the CPU.
         monitor: progress and cancel.
 
@@ -73,19 +74,21 @@ def correspondence(
         raise ValueError(f"want a timestep in 0..999, got {timestep}")
     if ensemble < 1:
         raise ValueError(f"want 1 draw of the noise or more, got {ensemble}")
+    if noise not in get_args(Noise):
+        raise ValueError(f"no noise '{noise}': want one of {', '.join(get_args(Noise))}")
     clean = backbone.scale(ordinary(latents)).to(backbone.device, torch.float32)
     if len(clean) < 2:
         raise ValueError(f"matching wants a clip of at least 2 frames, got {len(clean)}")
     block = decoder_stage(backbone, up_block)
     generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(clean[: 1 if shared_noise else None].shape, generator=generator) for _ in range(ensemble)]
-    noise = torch.stack([x.expand_as(clean) for x in drawn]).to(clean)
+    shape = (ensemble, 1 if noise == "shared" else len(clean), *clean.shape[1:])
+    eps = torch.randn(shape, generator=generator).to(clean).expand(-1, len(clean), -1, -1, -1)
 
     forward, backward, last, grid = [], [], None, None
     part = FRAMES_AT_ONCE if backbone.framewise else len(clean)
     with backbone.resident("network", clean[:part, 0].numel()):
         prompt = backbone.embed("")
-        for features in _features(backbone, clean, noise, timestep, prompt, block, part, monitor):
+        for features in _features(backbone, clean, eps, timestep, prompt, block, part, monitor):
             grid = tuple(features.shape[-2:])
             tokens = F.normalize(features, dim=1, eps=SMALLEST_NORM).flatten(2).mT
             tokens = tokens if last is None else torch.cat([last, tokens])
@@ -110,29 +113,29 @@ def decoder_stage(backbone: Backbone, up_block: int) -> Block:
 def _features(
     backbone: Backbone,
     clean: Tensor,
-    noise: Tensor,
+    eps: Tensor,
     timestep: int,
     prompt: Prompt,
     block: Block,
     part: int,
     monitor: Monitor,
 ) -> Iterator[Tensor]:
-    """[f, C, h, w] float32 of so many frames at a time, mean over the draws of `noise` [E, F, C, h, w]."""
+    """[f, C, h, w] float32 of so many frames at a time, mean over the draws `eps` [E, F, C, h, w]."""
     schedule = backbone.schedule(FINE_STEPS)
     level = 1 + min(range(schedule.steps), key=lambda i: abs(schedule.timesteps[i] - timestep))
     for first in range(0, len(clean), part):
         at = slice(first, first + part)
         frames = tuple(range(len(clean)))[at]
         total = 0
-        for draw in noise:
+        for draw in eps:
             monitor.check()
-            latents = schedule.signal[level] * clean[at] + schedule.noise[level] * draw[at]
+            latents = schedule.noised(clean[at], draw[at], level)
             picture = clean[at] if backbone.sees_source else None
             label = schedule.label(level)
             evaluation = Evaluation(latents[None], label, (prompt,), ("source",), image=picture, frames=frames)
             total = total + read_feature(backbone, evaluation, block)[0].float()
         monitor.progress(frames[-1] + 1, len(clean))
-        yield total / len(noise)
+        yield total / len(eps)
 
 
 class _Enough(Exception):

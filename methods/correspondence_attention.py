@@ -45,14 +45,14 @@ class CorrespondenceAttention(Control):
     tokens: Tokens = "output"
     levels: Levels = "finest"
     strength: float = 1.0
-    merge: float = 0.5
+    merge_ratio: float = 0.5
     merging: Merging = "bipartite"
 
     def __post_init__(self):
         if not 0 <= self.strength <= 1:
             raise ValueError(f"want a strength in 0..1, got {self.strength}; 0 is the plain edit")
-        if not 0 <= self.merge < 1:
-            raise ValueError(f"want a merge ratio from 0 (off) to under 1, got {self.merge}")
+        if not 0 <= self.merge_ratio < 1:
+            raise ValueError(f"want a merge ratio from 0 (off) to under 1, got {self.merge_ratio}")
         for name, kind in {"tokens": Tokens, "levels": Levels, "merging": Merging}.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"no {name} '{getattr(self, name)}': want one of {', '.join(get_args(kind))}")
@@ -109,7 +109,7 @@ class CorrespondenceAttention(Control):
         for frame in range(found.frames):
             call.evaluation.monitor.check()
             lists = lists_of(found, frame, octaves)
-            if self.merge:
+            if self.merge_ratio:
                 out.append(self._merged(q[:, frame], keys, values, lists, call.scale))
             else:
                 out.append(gather_attention(q[:, frame], keys, values, lists, scale=call.scale))
@@ -127,7 +127,7 @@ class CorrespondenceAttention(Control):
             if self.merging == "pairs":
                 mk, mv, there = merge_pairs(gathered[0], gathered[-1], there, self.found.top_k)
             else:
-                mk, mv, there = merge_bipartite(gathered[0], gathered[-1], there, self.merge)
+                mk, mv, there = merge_bipartite(gathered[0], gathered[-1], there, self.merge_ratio)
             mk, mv = (rearrange(x, "r m l (h d) -> r h m l d", h=heads) for x in (mk, mv))
             logits = (mk @ q[:, :, some, :, None].to(mk))[..., 0] * scale
             weights = logits.masked_fill(~there[:, None], torch.finfo(mk.dtype).min).softmax(-1)
@@ -145,8 +145,8 @@ def correspondence_attention(plan: EditPlan, found: Correspondence, **numbers) -
         levels: "finest": the layers of the correspondence's resolution; "all": the coarser ones too, whose places ask
             the place in their middle. Layers finer than the correspondence are left alone.
         strength: 0..1, from the plain attention's output to the guided one's; 0 is the plain edit bit for bit.
-        merge: share of each token's list that is merged away, 0 (off) to under 1; the paper's is 0.5. It changes the
-            edit a little; since queries are taken a few at a time, it saves no memory here.
+        merge_ratio: share of each token's list that is merged away, 0 (off) to under 1; the paper's is 0.5. Since
+            queries are taken a few at a time, it saves no memory here, and matching takes time.
         merging: "bipartite" matching, or "pairs": the mean over two frames that follow each other, match by match,
             which merges half whatever the ratio and is faster.
 

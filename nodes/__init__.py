@@ -14,6 +14,8 @@ NODES = {  # module -> nodes in it
     "frames": ("WeftEncodePrompt", "WeftEncodeFrames", "WeftDecodeFrames"),
     "inversion": ("WeftDDIMInversion",),
     "str_match": ("WeftSTRLatentOptimizer", "WeftPreviewSTRScore"),
+    "correspondence": ("WeftCorrespondence", "WeftPreviewCorrespondence", "WeftCorrespondenceAttention"),
+    "attention": ("WeftSpatioTemporalAttention", "WeftFeatureInjection"),
     "latent_blend": ("WeftLatentBlend",),
     "noise": ("WeftAddNoise",),
     "adaptation": ("WeftEditCandidates", "WeftTestTimeAdaptation", "WeftLoadAdapter"),

@@ -9,6 +9,7 @@ from ..engine.nouns import PLAIN, EditPlan, Prompt
 Model = io.Custom("WEFT_MODEL")
 Trajectory = io.Custom("WEFT_TRAJECTORY")
 Plan = io.Custom("WEFT_PLAN")
+Correspondence = io.Custom("WEFT_CORRESPONDENCE")
 Chunks = io.Custom("WEFT_CHUNKS")  # how a long clip is cut
 Chunk = io.Custom("WEFT_CHUNK")  # one part of it
 Sam = io.Custom("WEFT_SAM")

@@ -69,7 +69,7 @@ def pairs(table):
 @pytest.mark.parametrize("padding", [False, True])
 def test_a_token_looks_at_its_matches_and_at_nothing_else(tokens, padding):
     table, (q, k, v) = found(padding=padding), inputs()
-    got = CorrespondenceAttention(table, tokens, merge=0).attention(called(), q, k, v, attend)
+    got = CorrespondenceAttention(table, tokens, merge_ratio=0).attention(called(), q, k, v, attend)
     if tokens == "output":
         q = k = v = attend(q, k, v)
     assert_close(got, by_hand(q, k, v, pairs(table)))
@@ -95,7 +95,7 @@ def joined(keys, values, ratio):
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.9])
 def test_lists_are_merged_one_by_one(tokens, ratio):
     table, (q, k, v) = found(k=3), inputs()
-    got = CorrespondenceAttention(table, tokens, merge=ratio).attention(called(), q, k, v, attend)
+    got = CorrespondenceAttention(table, tokens, merge_ratio=ratio).attention(called(), q, k, v, attend)
     if tokens == "output":
         q = k = v = attend(q, k, v)
     assert_close(got, by_hand(q, k, v, pairs(table), lambda keys, values, _: joined(keys, values, ratio)))
@@ -146,12 +146,12 @@ def test_tokens_alike_are_merged_without_a_trace():
     assert_close(got, v)
 
 
-@pytest.mark.parametrize("merge", [0, 0.5])
-def test_queries_are_taken_a_few_at_a_time(monkeypatch, merge):
+@pytest.mark.parametrize("merge_ratio", [0, 0.5])
+def test_queries_are_taken_a_few_at_a_time(monkeypatch, merge_ratio):
     from weft.methods import correspondence_attention as module
 
     table, (q, k, v) = found(), inputs()
-    control = CorrespondenceAttention(table, merge=merge)
+    control = CorrespondenceAttention(table, merge_ratio=merge_ratio)
     whole = control.attention(called(), q, k, v, attend)
     monkeypatch.setattr(module, "BUDGET", 1)
     assert_close(control.attention(called(), q, k, v, attend), whole)
@@ -169,7 +169,7 @@ def test_strength_blends_with_the_plain_attention(strength, tokens):
 @pytest.mark.parametrize(("level", "grid"), [(0, (4, 5)), (1, (2, 3)), (2, (1, 2))])
 def test_coarser_layers_ask_the_place_in_their_middle(level, grid):
     table, (q, k, v) = found(), inputs(grid)
-    control = CorrespondenceAttention(table, "projected", "all", merge=0)
+    control = CorrespondenceAttention(table, "projected", "all", merge_ratio=0)
     stride, lists = 2**level, []
     for f in range(FRAMES):
         matches = table.matches(f)
@@ -226,7 +226,7 @@ def test_strength_0_is_the_plain_edit_bit_for_bit(run, table):
 
 
 @pytest.mark.parametrize(
-    "numbers", [{}, {"tokens": "projected"}, {"levels": "all"}, {"merge": 0}, {"merging": "pairs"}]
+    "numbers", [{}, {"tokens": "projected"}, {"levels": "all"}, {"merge_ratio": 0}, {"merging": "pairs"}]
 )
 def test_it_changes_the_edit_and_is_the_same_twice(run, table, numbers):
     plan = spatio_temporal_attention(correspondence_attention(PLAIN, table, **numbers))
@@ -287,8 +287,8 @@ def test_chunks_of_frames_are_refused(run, table):
     [
         ({"strength": -0.1}, r"want a strength in 0..1, got -0.1"),
         ({"strength": 1.1}, r"want a strength in 0..1, got 1.1"),
-        ({"merge": 1.0}, r"want a merge ratio from 0 \(off\) to under 1, got 1.0"),
-        ({"merge": -0.5}, "want a merge ratio from 0"),
+        ({"merge_ratio": 1.0}, r"want a merge ratio from 0 \(off\) to under 1, got 1.0"),
+        ({"merge_ratio": -0.5}, "want a merge ratio from 0"),
         ({"tokens": "keys"}, "no tokens 'keys': want one of output, projected"),
         ({"levels": "coarse"}, "no levels 'coarse': want one of finest, all"),
         ({"merging": "thirds"}, "no merging 'thirds': want one of bipartite, pairs"),

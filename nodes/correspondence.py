@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from typing import get_args
+
+from comfy_api.v0_0_2 import io, ui
+
+from ..engine.inversion import Noise
+from ..methods import correspondence_attention
+from ..methods.correspondence import correspondence as find_correspondence
+from ..methods.correspondence import match_frames, parse_points
+from . import sockets
+from .host import NodeMonitor
+
+
+class WeftCorrespondence(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftCorrespondence",
+            display_name="Correspondence (Weft)",
+            category="Weft/correspond",
+            description="COVE: finds what is where in the other frames, by the features of the model that will edit.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The model that will edit."),
+                io.Latent.Input("latent", tooltip="The source clip, from Encode Frames: the one that is inverted."),
+                io.Int.Input(
+                    "timestep",
+                    default=261,
+                    min=0,
+                    max=999,
+                    tooltip="Of the noise put on the frames before the features are read: 0 is next to none.",
+                ),
+                io.Int.Input(
+                    "window",
+                    default=9,
+                    min=1,
+                    max=511,
+                    step=2,
+                    tooltip="Side of the square searched around a place in the next frame, in latent cells; odd. "
+                    "Motion of more than half of it is lost.",
+                ),
+                io.Int.Input("top_k", default=3, min=1, max=64, tooltip="Matches of a place in another frame."),
+                io.Int.Input(
+                    "up_block",
+                    default=2,
+                    min=1,
+                    max=3,
+                    tooltip="Which stage of the decoder to read: 3 the last, 2 the one before (the paper's), 1 half "
+                    "the resolution.",
+                ),
+                io.Int.Input(
+                    "ensemble",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Draws of the noise whose features are averaged: more take longer and match better.",
+                ),
+                io.Combo.Input(
+                    "noise",
+                    options=list(get_args(Noise)),
+                    default="shared",
+                    tooltip="The same noise on all frames, or each its own.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53,
+                    control_after_generate=False,
+                    tooltip="Of the noise.",
+                ),
+            ],
+            outputs=[sockets.Correspondence.Output(display_name="correspondence")],
+        )
+
+    @classmethod
+    def execute(cls, model, latent, **numbers):
+        samples = latent["samples"]
+        found = find_correspondence(model, samples, monitor=NodeMonitor(len(samples)), **numbers)
+        return io.NodeOutput(found)
+
+
+class WeftPreviewCorrespondence(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftPreviewCorrespondence",
+            display_name="Preview Correspondence (Weft)",
+            category="Weft/view",
+            description="Shows where chosen points of one frame are in all the others.",
+            inputs=[
+                sockets.Correspondence.Input("correspondence", tooltip="From Correspondence."),
+                io.Image.Input("images", tooltip="The source frames."),
+                io.String.Input(
+                    "points",
+                    default="0.5 0.5",
+                    tooltip="One or more points as x y; x y. 0 0 is the top left corner, 1 1 the bottom right.",
+                ),
+                io.Int.Input("frame", default=0, min=0, max=2**15, tooltip="The frame that the points are in."),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, correspondence, images, points, frame):
+        pictures = match_frames(correspondence, images, parse_points(points), frame)
+        return io.NodeOutput(pictures, ui=ui.PreviewImage(pictures, cls=cls))
+
+
+class WeftCorrespondenceAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftCorrespondenceAttention",
+            display_name="Correspondence Attention (Weft)",
+            category="Weft/plan",
+            description="COVE: every place attends to its own matches in the other frames, so that they become alike.",
+            inputs=[
+                sockets.plan_input(),
+                sockets.Correspondence.Input("correspondence", tooltip="From Correspondence, of the clip to edit."),
+                io.Float.Input(
+                    "merge_ratio",
+                    default=0.5,
+                    min=0.0,
+                    max=0.95,
+                    step=0.05,
+                    tooltip="Share of each place's matches that is merged into similar ones. 0 is off, and faster.",
+                ),
+                io.Combo.Input(
+                    "levels",
+                    options=list(get_args(correspondence_attention.Levels)),
+                    default="finest",
+                    tooltip="finest: the layers of the correspondence's resolution. all: the coarser ones too.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="0 is the plain edit. 1 replaces the layer's attention, as the paper does.",
+                ),
+                io.Combo.Input(
+                    "tokens",
+                    options=list(get_args(correspondence_attention.Tokens)),
+                    default="output",
+                    tooltip="What attends: the output of the layer's own attention, or its projected queries, keys and "
+                    "values instead of its own attention.",
+                ),
+                io.Combo.Input(
+                    "merging",
+                    options=list(get_args(correspondence_attention.Merging)),
+                    default="bipartite",
+                    tooltip="bipartite matching, or pairs: means of the matches in two frames that follow each other.",
+                ),
+            ],
+            outputs=[sockets.Plan.Output(display_name="plan")],
+        )
+
+    @classmethod
+    def execute(cls, correspondence, plan=None, **numbers):
+        plan = sockets.plan_or_empty(plan)
+        return io.NodeOutput(correspondence_attention.correspondence_attention(plan, correspondence, **numbers))
