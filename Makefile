@@ -29,6 +29,8 @@ train: environment
 	$(RUN) weft.toyworld.train image
 	$(RUN) weft.toyworld.train video
 	$(RUN) weft.toyworld.train instruct
+	$(RUN) weft.toyworld.train sam
+	$(RUN) weft.toyworld.train detector
 
 clean:
 	rm -rf .venv .comfy output .pytest_cache .ruff_cache

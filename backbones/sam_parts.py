@@ -155,6 +155,6 @@ def _modeling():
     except (ImportError, RuntimeError, OSError) as error:  # a torchvision of another torch fails in its own ways
         raise ValueError(
             f"SAM needs the packages segment-anything and torchvision, and importing them failed ({error}): "
-            "install the pack's requirements.txt into ComfyUI's environment"
+            "install the pack's requirements.txt, and the torchvision that belongs to this torch"
         ) from error
     return modeling
