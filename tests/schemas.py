@@ -34,7 +34,7 @@ class Slot:
             return value in self.details["options"]
         if self.type in ("INT", "FLOAT"):
             return self.details["min"] <= value <= self.details["max"]
-        return isinstance(value, str)
+        return isinstance(value, bool if self.type == "BOOLEAN" else str)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from weft.toyworld import clip
 
 pytestmark = pytest.mark.comfy
 FEW = {"WeftDDIMInversion.steps": 4}
+INVERSIONS = "WeftDDIMInversion", "WeftSTEMInversion"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows" / "api").glob("*.json")), ids=lambda path: path.stem)
 def test_shipped_workflows_run(server, path):
-    inverts = any(node["class_type"] == "WeftDDIMInversion" for node in read_graph(path).values())
-    result = run_workflow(server.url, path, FEW if inverts else {}, [clip.CLIP])
+    kinds = {node["class_type"] for node in read_graph(path).values()}
+    few = {f"{kind}.steps": 4 for kind in INVERSIONS if kind in kinds}
+    result = run_workflow(server.url, path, few, [clip.CLIP])
     assert any(file["filename"].endswith(".mp4") for file in result.files())
 
 
