@@ -14,6 +14,7 @@ STRENGTH = 0.5  # of STR-Match, for toyworld/video
 CFG = 4.0
 MODEL, SAM, DETECTOR = "toyworld/video", "toyworld/sam", "toyworld/detector"
 EDITOR, EDITOR_CFG = "toyworld/instruct", 2.0
+IMAGE_MODEL, BASES, IMAGE_STEPS = "toyworld/image", 64, 25
 BACKGROUND = "make the background teal striped"
 ADAPT = {"steps": 100, "rate": 1e-3}  # the paper gives no numbers; a network this small learns slowly at 0.0001
 
@@ -52,6 +53,29 @@ TEXT_NOTE = {
     "or a SAM 2 into `models/sam2`, and choose them in **Find** and **SAM**",
 }
 
+STEM_NOTE = """\
+**STEM inversion, {title}**: the clip is inverted through bases that all its frames share, and edited by an image model.
+1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+2. Change the words of what is to change in **Target prompt**, and nothing else{also}.
+3. **Replay PSNR** says how well the inversion gives the clip back: under 25 dB, take more steps.
+4. {turn}
+5. Your own clip and model: put a Stable Diffusion 1.x or 2.x folder into `models/diffusers`, choose it in **Model**, \
+describe your clip in **Source prompt**, and take the paper's numbers: 256 bases, 50 steps, cfg 7.5{own}.
+"""
+STEM_NOTES = {
+    "token_flow": {
+        "title": "TokenFlow",
+        "also": "",
+        "turn": "**TokenFlow** feature_steps and attention_steps: more keep the layout, less edit more.",
+        "own": ", 40 and 25 injection steps, 8 frames a batch",
+    },
+    "fate_zero": {
+        "title": "FateZero",
+        "also": "; name the words it replaces in **FateZero** words",
+        "turn": "**FateZero** threshold: less edits more of the picture. self_replace: less changes the shape more.",
+        "own": ", key_frames previous_and_first",
+    },
+}
 VIA_NOTE = """\
 **VIA, {title}**: an instruction edits every frame, by an image model that is given the frame and the text.
 1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
@@ -230,6 +254,54 @@ def via(kind: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def stem(editor: str) -> dict[str, dict[str, Any]]:
+    """An edit from a STEM inversion, by "token_flow" or "fate_zero", and the replay that shows what it kept."""
+    source_text, target_text = clip.captions()
+    model, frames = wire("Model"), wire("Source frames", "images")
+    numbers = {"latent": wire("Encode"), "source_prompt": wire("Source prompt"), "steps": IMAGE_STEPS, "bases": BASES}
+    sample = {"model": model, "trajectory": wire("Invert", "trajectory")}
+    if editor == "token_flow":
+        steps = {"feature_steps": IMAGE_STEPS * 4 // 5, "attention_steps": IMAGE_STEPS // 2}
+        method = {"TokenFlow": _node("WeftTokenFlow", batch=4, **steps)}
+    else:
+        words = " ".join(a for a, b in zip(source_text.split(), target_text.split()) if a != b)
+        method = {"FateZero": _node("WeftFateZero", words=words, key_frames="own")}
+    edited = {"positive": wire("Target prompt"), "negative": wire("Negative prompt"), "plan": wire(*method), "cfg": CFG}
+    replayed = {"positive": wire("Source prompt"), "plan": wire("Invert", "replay"), "cfg": 1.0}
+    return {
+        "Read me": {"About this workflow": _node("MarkdownNote", text=STEM_NOTE.format(**STEM_NOTES[editor]))},
+        "Source": {
+            "Source video": _node("LoadVideo", file=clip.CLIP.name),
+            "Source frames": _node("GetVideoComponents", video=wire("Source video")),
+            "Model": _node("WeftLoadModel", model=IMAGE_MODEL, dtype="auto"),
+        },
+        "Prompts and noise": {
+            "Source prompt": _node("WeftEncodePrompt", model=model, text=source_text),
+            "Target prompt": _node("WeftEncodePrompt", model=model, text=target_text),
+            "Negative prompt": _node("WeftEncodePrompt", model=model, text=""),
+            "Encode": _node("WeftEncodeFrames", model=model, images=frames),
+            "Invert": _node("WeftSTEMInversion", model=model, **numbers),
+        },
+        "Replay": {
+            "Replay": _node("WeftEditSampler", **sample, **replayed),
+            "Replayed frames": _node("WeftDecodeFrames", model=model, latent=wire("Replay", "latent")),
+            "Compare": _node("WeftEvaluateEdit", source=frames, edit=wire("Replayed frames")),
+            "Replay PSNR": _node("PreviewAny", source=wire("Compare", "text")),
+        },
+        "Method": method,
+        "Edit": {
+            "Sample": _node("WeftEditSampler", **sample, **edited),
+            "Decode": _node("WeftDecodeFrames", model=model, latent=wire("Sample", "latent")),
+            "Edited video": _node("CreateVideo", images=wire("Decode"), fps=wire("Source frames", "fps")),
+            "Save": _node("SaveVideo", video=wire("Edited video"), filename_prefix="video/weft"),
+        },
+        "Figures": {
+            "Evaluate": _node("WeftEvaluateEdit", source=frames, edit=wire("Decode")),
+            "Figures": _node("PreviewAny", source=wire("Evaluate", "text")),
+        },
+    }
+
+
 def _adaptation(frames: dict[str, str]) -> dict[str, Any]:
     """Candidates of one frame, and an adapter that learns from the best."""
     told = {"model": wire("Model"), "instruction": wire("Instruction")}
@@ -269,4 +341,6 @@ GRAPHS = {
     "via_local": via("local"),
     "via_global": via("global"),
     "via_long_distributed": via("long"),
+    "stem_tokenflow": stem("token_flow"),
+    "stem_fatezero": stem("fate_zero"),
 }
