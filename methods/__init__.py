@@ -2,5 +2,9 @@
 
 str_match     STR-Match: optimise the latent so that its spatio-temporal relevance matches the source's
 latent_blend  keep the source outside a mask
+stem          STEM inversion: self-attention on a few hundred bases that all frames share
+token_flow    TokenFlow: keyframes edited together, their tokens carried along the source's motion
+fate_zero     FateZero: the source's attention, but where the edited thing is
+words         words of two prompts and their tokens, for methods that fuse cross-attention
 evaluate      figures of an edit: PSNR to source and reference, background, flicker
 """
