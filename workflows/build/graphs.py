@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...toyworld import clip
+from ...toyworld import clip, world
 
 STEPS = 50
 STRENGTH = 0.5  # of STR-Match, for toyworld/video
@@ -107,6 +107,18 @@ VIA_NOTES = {
         "*Distributed Collector* between **Decode** and **Merge**. Each worker edits its part, the master merges.",
     },
 }
+
+COVE_NOTE = """\
+**COVE**: what belongs together in the frames of a clip is found first, and then attends to itself, in the inversion \
+and in the edit.
+1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+2. **Matches** shows where points of the first frame are in the others. If they jump about, raise ensemble of **Find**.
+3. Change the words of what is to change in **Target prompt**, and nothing else.
+4. **Inject** feature_steps and attention_steps: more keep the layout, less edit more. **Sample** cfg: how hard to \
+follow the prompt. **Along matches** strength: 0 leaves spatio-temporal attention alone.
+5. Your own clip and model: put a Stable Diffusion 1.x or 2.x folder into `models/diffusers`, choose it in **Model**, \
+describe your clip in **Source prompt**, and take the paper's cfg of 7.5; all other numbers are the paper's already.
+"""
 
 
 def wire(title: str, output: str = "") -> dict[str, str]:
@@ -302,6 +314,49 @@ def stem(editor: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def cove() -> dict[str, dict[str, Any]]:
+    """Correspondences of the source that guide inversion and edit; one plan for both, as injection needs an edit."""
+    source_text, target_text = clip.captions()
+    model, frames, plan = wire("Model"), wire("Source frames", "images"), wire("Over the clip")
+    found = wire("Find")
+    start = {"latent": wire("Encode"), "source_prompt": wire("Source prompt"), "plan": plan}
+    sample = {"trajectory": wire("Invert"), "positive": wire("Target prompt"), "negative": wire("Negative prompt")}
+    return {
+        "Read me": {"About this workflow": _node("MarkdownNote", text=COVE_NOTE)},
+        "Source": {
+            "Source video": _node("LoadVideo", file=clip.CLIP.name),
+            "Source frames": _node("GetVideoComponents", video=wire("Source video")),
+            "Model": _node("WeftLoadModel", model=IMAGE_MODEL, dtype="auto"),
+        },
+        "Prompts": {
+            "Source prompt": _node("WeftEncodePrompt", model=model, text=source_text),
+            "Target prompt": _node("WeftEncodePrompt", model=model, text=target_text),
+            "Negative prompt": _node("WeftEncodePrompt", model=model, text=""),
+            "Encode": _node("WeftEncodeFrames", model=model, images=frames),
+        },
+        "Correspondence": {
+            "Find": _node("WeftCorrespondence", model=model, latent=wire("Encode")),
+            "Matches": _node("WeftPreviewCorrespondence", correspondence=found, images=frames, points=_point()),
+        },
+        "Method": {
+            "Inject": _node("WeftFeatureInjection", feature_steps=40, attention_steps=40),
+            "Along matches": _node("WeftCorrespondenceAttention", plan=wire("Inject"), correspondence=found),
+            "Over the clip": _node("WeftSpatioTemporalAttention", plan=wire("Along matches")),
+        },
+        "Edit": {
+            "Invert": _node("WeftDDIMInversion", model=model, **start, steps=100, edit_steps=50),
+            "Sample": _node("WeftEditSampler", model=model, **sample, plan=plan, cfg=CFG),
+            "Decode": _node("WeftDecodeFrames", model=model, latent=wire("Sample", "latent")),
+            "Edited video": _node("CreateVideo", images=wire("Decode"), fps=wire("Source frames", "fps")),
+            "Save": _node("SaveVideo", video=wire("Edited video"), filename_prefix="video/weft"),
+        },
+        "Figures": {
+            "Evaluate": _node("WeftEvaluateEdit", source=frames, edit=wire("Decode")),
+            "Figures": _node("PreviewAny", source=wire("Evaluate", "text")),
+        },
+    }
+
+
 def _adaptation(frames: dict[str, str]) -> dict[str, Any]:
     """Candidates of one frame, and an adapter that learns from the best."""
     told = {"model": wire("Model"), "instruction": wire("Instruction")}
@@ -317,6 +372,12 @@ def _click() -> str:
     """The middle of the shipped clip's sprite in its first frame."""
     x, y = clip.source_clip().center[0, 0].round().int().tolist()
     return f"{x},{y}"
+
+
+def _point() -> str:
+    """The same as shares of width and height."""
+    x, y = (clip.source_clip().center[0, 0] / world.SIZE).tolist()
+    return f"{x:.2f} {y:.2f}"
 
 
 def _track(first: str) -> dict[str, Any]:
@@ -341,6 +402,7 @@ GRAPHS = {
     "via_local": via("local"),
     "via_global": via("global"),
     "via_long_distributed": via("long"),
+    "cove": cove(),
     "stem_tokenflow": stem("token_flow"),
     "stem_fatezero": stem("fate_zero"),
 }
