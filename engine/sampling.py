@@ -99,7 +99,7 @@ def _guided(step: Step, plan: EditPlan, guidance: float, image_guidance: float, 
     for name in guidance_rows(guidance, image_guidance):
         rows[name] = (step.latents, step.positive if name == "positive" else step.negative)
     evaluation = Evaluation(
-        torch.stack([z for z, _ in rows.values()]),
+        _rows_of(step.latents, [z for z, _ in rows.values()]),
         step.trajectory.schedule.label(step.level),
         tuple(prompt for _, prompt in rows.values()),
         tuple(rows),
@@ -116,6 +116,13 @@ def _guided(step: Step, plan: EditPlan, guidance: float, image_guidance: float, 
     if "unconditional" in output:
         guided = guided + (image_guidance - 1) * (output["negative"] - output["unconditional"])
     return guided
+
+
+def _rows_of(latents: Tensor, rows: list[Tensor]) -> Tensor:
+    """[R, F, C, h, w]; where all rows are the edit's own latents they stay one tensor, as a long clip's are many."""
+    if all(row is latents for row in rows):
+        return latents.expand(len(rows), *latents.shape)
+    return torch.stack(rows)
 
 
 def evaluate_with(backbone: Backbone, evaluation: Evaluation, plan: EditPlan, chunk_frames: int = 0) -> Tensor:

@@ -1,0 +1,367 @@
+"""VIA on held-out toy clips whose right edit is known: do frames agree, and is the background kept?
+
+    python -m weft.benchmarks.toyworld_via run      # every setting on every clip; goes on where it stopped
+    python -m weft.benchmarks.toyworld_via long     # clips of 96 and 1,440 frames, each in a process of its own
+    python -m weft.benchmarks.toyworld_via table    # rows -> benchmarks/results/toyworld_via.md
+    python -m weft.benchmarks.toyworld_via sheet    # some clips under every setting -> toyworld_via.png
+
+Clip i has a seed of its own, and changes color, shape or both in turn. Rows are kept in
+benchmarks/results/toyworld_via.jsonl: one a setting and clip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..backbones.loading import load_backbone
+from ..backbones.lora import adapt
+from ..engine.inversion import add_noise
+from ..engine.nouns import PLAIN, EditPlan, Trajectory
+from ..engine.sampling import edit
+from ..methods.adaptation import candidates, fit
+from ..methods.gather_swap import gather_swap
+from ..methods.latent_blend import latent_blend
+from ..toyworld import world
+from ..toyworld.measure import bootstrap_interval, consistency, contact_sheet, find_sprites, measure
+from .measure import peak_bytes
+from .toyworld_str import Case
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ROOT / "benchmarks" / "results" / "toyworld_via.jsonl"
+TABLE, SHEET = ROWS.with_suffix(".md"), ROWS.with_suffix(".png")
+MODEL = ROOT / "toyworld" / "weights" / "instruct"
+CLIPS, STEPS = 48, 10
+GUIDANCE, IMAGE_GUIDANCE = 2.0, 1.5  # chosen on clips 100 to 105, which no table counts
+SHOWN = {  # measure -> (heading, digits); the table's columns
+    "color_spread": ("color spread", 3),
+    "shape_spread": ("shape spread", 3),
+    "target_accuracy": ("target accuracy", 2),
+    "psnr_background": ("background", 2),
+    "psnr_truth": ("PSNR to truth", 2),
+    "centroid_error_px": ("centroid px", 2),
+}
+CANDIDATES = 4
+TRAINING = {"steps": 100, "rate": 1e-3}  # rate chosen on clips 100 to 105; LoRA of a 1 M parameter network wants more
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table."""
+
+    name: str
+    noise: str = "shared"
+    group: int = 0  # frames gathered from; 0: gather-swap is not used
+    blend: str = ""  # schedule of the latent blend
+    root: str = ""  # of the root pair: "seed" takes its noise only, "adapted" trains on it too
+    kind: str = "edit"  # or "source": do nothing; "ceiling": the true edit through the VAE
+    clips: int = CLIPS
+    guidance: float = GUIDANCE
+
+    def plan(self, case: Case) -> EditPlan:
+        plan = gather_swap(PLAIN, group=self.group) if self.group else PLAIN
+        return latent_blend(plan, case.mask, schedule=self.blend) if self.blend else plan
+
+
+PER_FRAME, SHARED, GATHERED = "per frame, a noise each", "per frame, shared noise", "gather-swap, 4 frames"
+FEW, SOME = 8, 24  # clips of what is not needed for the main claims
+PAPER = 7.5  # the paper's guidance, or rather InstructPix2Pix's
+STRONG_EACH, STRONG_GATHERED = (f"{name}, guidance {PAPER:g}" for name in (PER_FRAME, GATHERED))
+SETTINGS = [
+    Setting("do nothing (the source)", kind="source"),
+    Setting("ceiling (the true edit through the VAE)", kind="ceiling"),
+    Setting(PER_FRAME, noise="per_frame"),
+    Setting(SHARED),
+    Setting("cross-frame attention to the first frame", group=1),
+    Setting(GATHERED, group=4),
+    *(Setting(f"{SHARED} + blend, {schedule}", blend=schedule) for schedule in ("hard", "shrink", "paper_ramp")),
+    Setting("gather-swap + blend, hard", group=4, blend="hard", clips=FEW),
+    Setting(STRONG_EACH, noise="per_frame", guidance=PAPER, clips=SOME),
+    Setting(STRONG_GATHERED, group=4, guidance=PAPER, clips=SOME),
+    Setting("gather-swap, the best of 4 seeds", group=4, root="seed", clips=FEW),
+    Setting("gather-swap, test-time adaptation to the best", group=4, root="adapted", clips=FEW),
+    Setting("per frame, a noise each, test-time adaptation", noise="per_frame", root="adapted", clips=FEW),
+]
+
+
+class Bench:
+    """Runs settings on cases."""
+
+    def __init__(self, model: Path = MODEL):
+        self.backbone = load_backbone(model, name="toyworld/instruct")
+        self.adapted = lru_cache(maxsize=FEW)(self._adapted)
+        self.root = lru_cache(maxsize=64)(self._root)
+
+    def _root(self, index: int) -> tuple[Tensor, Tensor, int]:
+        """(frame, its best edit, its seed): of the middle frame, by the renderer's eye for the human's.
+
+        The best is right in color and shape, and then nearest to the truth.
+        """
+        case = Case.of(index)
+        middle = case.source.center.shape[1] // 2
+        frame = frames_of(case.source)[middle : middle + 1]
+        text = self.backbone.embed(instruction(case))
+        scales = {"guidance": GUIDANCE, "image_guidance": IMAGE_GUIDANCE}
+        edits = candidates(self.backbone, frame, text, count=CANDIDATES, steps=STEPS, **scales)
+        one = [at_frame(clips, middle) for clips in (case.source, case.target)]
+        scored = [measure(e.movedim(-1, 0)[None, None], *one) for e in edits]
+        best = max(range(CANDIDATES), key=lambda i: [scored[i][m].item() for m in ("target_accuracy", "psnr_truth")])
+        return frame, edits[best : best + 1], best
+
+    def _adapted(self, index: int):
+        frame, edited, _ = self.root(index)
+        training = partial(
+            fit, source=frame, edited=edited, instruction=self.backbone.embed(instruction(Case.of(index))), **TRAINING
+        )
+        return adapt(self.backbone, training)[0]
+
+    def frames(self, case: Case, setting: Setting) -> Tensor:
+        """[F, H, W, 3] in 0..1: the edited clip."""
+        if setting.kind != "edit":
+            frames = frames_of(case.source if setting.kind == "source" else case.target)
+            return frames if setting.kind == "source" else self.backbone.decode(self.backbone.encode(frames))
+        model = self.adapted(case.index) if setting.root == "adapted" else self.backbone
+        seed = self.root(case.index)[2] if setting.root else 0
+        latents = model.encode(frames_of(case.source))
+        trajectory = add_noise(model, latents, model.embed(""), steps=STEPS, noise=setting.noise, seed=seed)
+        text = model.embed(instruction(case))
+        scales = {"guidance": setting.guidance, "image_guidance": IMAGE_GUIDANCE}
+        return model.decode(edit(model, trajectory, text, plan=setting.plan(case), **scales))
+
+    def row(self, case: Case, setting: Setting) -> dict:
+        video = self.frames(case, setting).movedim(-1, 1)[None]
+        figures = measure(video, case.source, case.target) | consistency(video, case.target)
+        return {"setting": setting.name, "clip": case.index} | {name: f.item() for name, f in figures.items()}
+
+
+def frames_of(clips: world.Clips) -> Tensor:
+    return world.render(clips)[0][0].movedim(1, -1)
+
+
+def at_frame(clips: world.Clips, frame: int) -> world.Clips:
+    return replace(clips, center=clips.center[:, frame : frame + 1])
+
+
+def instruction(case: Case) -> str:
+    return world.instructions(case.source, case.target)[0]
+
+
+def run(part: int, parts: int, clips: int, only: str) -> None:
+    bench = Bench()
+    done = {(r["setting"], r["clip"]) for r in read_rows()}
+    # Setting by setting: a run that is stopped has whole rows, not half of every row.
+    for setting in SETTINGS:
+        for index in range(part, min(clips, setting.clips), parts):
+            if (setting.name, index) not in done and only in setting.name:
+                row = bench.row(Case.of(index), setting)
+                with ROWS.open("a") as stream:
+                    stream.write(json.dumps(row) + "\n")
+
+
+def read_rows() -> list[dict]:
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+HEADER = """# VIA on the toy world
+
+{clips} held-out edits (those of `toyworld_str`: a third change color, a third shape, a third both), 8 frames, model
+`toyworld/instruct` in float32 on a CPU, {steps} steps from noise without an inversion, text guidance {guidance:g} where
+nothing else is said, image guidance {image:g}, {date}, commit {commit}. Commands:
+`python -m weft.benchmarks.toyworld_via run`, `long`, then `table`. PSNR in dB; each cell is a mean [95 % bootstrap
+interval of the mean over clips].
+
+Color and shape spread say how much the sprite changes from frame to frame, right or wrong; 0 is the same in all
+(defined in `toyworld.measure.consistency`). Accuracy is the share of frames whose color and shape are right; background
+counts pixels more than 2 px from either sprite. Where no noise is named, all frames have the same. The first-frame row
+is the usual cross-frame attention: gather-swap with a group of one. The root pair is the middle frame and the best of
+{candidates} edits of it, chosen by the renderer's measures in the place of a human; the adapter is LoRA of rank 16,
+{training}. The blend has the exact mask of the old and the new sprite. Rows of fewer clips took too long for all.
+"""
+
+
+def table() -> str:
+    groups: dict[str, dict[int, dict]] = defaultdict(dict)
+    for row in read_rows():
+        groups[row["setting"]][row["clip"]] = row
+    training = f"{TRAINING['steps']} steps, rate {TRAINING['rate']:g}"
+    numbers = {"clips": CLIPS, "steps": STEPS, "guidance": GUIDANCE, "image": IMAGE_GUIDANCE, "training": training}
+    lines = [HEADER.format(**numbers, date=date.today(), commit=_commit(), candidates=CANDIDATES)]
+    shown = list(SHOWN.values())
+    lines += ["| | n | " + " | ".join(h for h, _ in shown) + " |", "|---" * (len(shown) + 2) + "|"]
+    for setting in SETTINGS:
+        if clips := groups.get(setting.name):
+            cells = [_cell(torch.tensor([r[m] for r in clips.values()]), d) for m, (_, d) in SHOWN.items()]
+            lines.append(f"| {setting.name} | {len(clips)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, *_differences(groups), *_long_table()]) + "\n"
+
+
+BASES = (PER_FRAME, SHARED, GATHERED, STRONG_EACH)
+
+
+def _differences(groups) -> list[str]:
+    lines, strength = [], {setting.name: setting.guidance for setting in SETTINGS}
+    for base in BASES:
+        lines += [f"\n## Differences to: {base}; clip by clip\n"]
+        lines += ["| | n | " + " | ".join(h for h, _ in SHOWN.values()) + " |", "|---" * (len(SHOWN) + 2) + "|"]
+        for setting in SETTINGS:
+            both = sorted(set(groups.get(setting.name, ())) & set(groups.get(base, ())))
+            comparable = setting.kind == "edit" and strength[base] == setting.guidance
+            if both and comparable and setting.name != base:
+                pairs = [(groups[setting.name][i], groups[base][i]) for i in both]
+                cells = [_cell(torch.tensor([a[m] - b[m] for a, b in pairs]), d, "+") for m, (_, d) in SHOWN.items()]
+                lines.append(f"| {setting.name} | {len(both)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(values: Tensor, digits: int, sign: str = "") -> str:
+    low, high = bootstrap_interval(values)
+    return f"{values.mean():{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def sheet(indices: tuple[int, ...] = (0, 1, 2)) -> None:
+    """Writes some clips under every setting as a picture."""
+    bench, rows, labels = Bench(), [], []
+    for case in map(Case.of, indices):
+        for setting in SETTINGS:
+            rows.append(bench.frames(case, setting))
+            labels.append(instruction(case) if setting.kind == "source" else setting.name)
+    contact_sheet(rows, SHEET, 2, labels)
+
+
+# ---- a minute of video ----------------------------------------------------------------------------------------------
+
+LONG = ROWS.with_name("toyworld_via_long.json")
+LENGTHS, CHUNK, PART, LONG_STEPS, LONG_SEED = (96, 1440), 96, 24, 5, 60_000
+LONG_HEADER = """
+## A minute of video
+
+Gather-swap with 4 frames, `chunk_frames` {chunk}, {steps} steps, one clip of each length, each in a process of its own.
+Tensors: the most that tensors made by one step of `edit` take at once. Kept: the frames and the trajectory, which are
+in memory before the edit starts and grow with the clip. Process: all of its memory before the edit, and the most during
+it. Parts are of {part} frames.
+"""
+
+
+def long() -> None:
+    """Edits a clip of each length in a process of its own, so that peak memory is that run's alone."""
+    rows = []
+    for frames in LENGTHS:
+        command = [sys.executable, "-m", "weft.benchmarks.toyworld_via", "one", "--frames", str(frames)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    LONG.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def one(frames: int) -> dict:
+    """One clip with gather-swap: seconds, memory, and how its chunks compare."""
+    backbone = load_backbone(MODEL, name="toyworld/instruct")
+    generator = torch.Generator().manual_seed(LONG_SEED)
+    source = world.draw(1, generator, frames=frames)
+    target = world.edit(source, generator, ("color",))
+    pictures = frames_of(source)
+    latents, text = backbone.encode(pictures), backbone.embed(world.instructions(source, target)[0])
+
+    def edited(steps: int) -> tuple[Trajectory, Callable[[], Tensor]]:
+        trajectory = add_noise(backbone, latents, backbone.embed(""), steps=steps)
+        numbers = {"guidance": GUIDANCE, "image_guidance": IMAGE_GUIDANCE, "chunk_frames": CHUNK}
+        return trajectory, partial(edit, backbone, trajectory, text, plan=gather_swap(PLAIN), **numbers)
+
+    figures = {"frames": frames, "tensors": peak_bytes(edited(1)[1])}
+    trajectory, sample = edited(LONG_STEPS)
+    figures |= {"kept": pictures.nbytes + trajectory.latents.nbytes, "before": reset_peak()}
+    started = time.process_time()
+    result = sample()
+    figures |= {"seconds": time.process_time() - started, "peak": process_memory("VmHWM")}
+    return figures | _along(backbone.decode(result).movedim(-1, 1)[None], source, target)
+
+
+def reset_peak() -> int:
+    """Bytes of main memory that this process has, as Linux counts them; the most it has is counted anew from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return process_memory("VmRSS")
+
+
+def process_memory(name: str) -> int:
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name)]
+    return 1024 * int(line.split()[1])
+
+
+def _along(video: Tensor, source: world.Clips, target: world.Clips) -> dict:
+    """How parts of the clip compare: neighbours, and the first and the last."""
+    sprites = find_sprites(video, world.render_background(target))
+    color = torch.stack([v.mean(0) for v in sprites.value[0].split(PART)])
+    right = (sprites.color[0] == target.color) & (sprites.shape[0] == target.shape)
+    spread = {name: f.item() for name, f in consistency(video, target).items()}
+    accuracy = [part.float().mean().item() for part in right.split(PART)]
+    return spread | {
+        "neighbours": color.diff(dim=0).square().mean(1).sqrt().tolist(),
+        "first_to_last": (color[0] - color[-1]).square().mean().sqrt().item(),
+        "accuracy_first": accuracy[0],
+        "accuracy_last": accuracy[-1],
+        "accuracy": sum(accuracy) / len(accuracy),
+    }
+
+
+def _long_table() -> list[str]:
+    if not LONG.exists():
+        return []
+    rows, mb = json.loads(LONG.read_text()), 2**20
+    lines = [LONG_HEADER.format(chunk=CHUNK, part=PART, steps=LONG_STEPS)]
+    heads = ("frames", "CPU seconds", "a frame", "tensors", "kept", "process before", "process at most")
+    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for r in rows:
+        cells = [f"{r['seconds']:.0f}", f"{1e3 * r['seconds'] / r['frames']:.0f} ms"]
+        cells += [f"{r[n] / mb:.0f} MB" for n in ("tensors", "kept", "before", "peak")]
+        lines.append(f"| {r['frames']} | " + " | ".join(cells) + " |")
+    heads = ("frames", "color spread", "neighbouring parts differ by: mean, most", "first and last part by")
+    heads += ("accuracy", "of the first part", "of the last")
+    lines += ["\n| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for r in rows:
+        near = r["neighbours"]
+        cells = [f"{r['color_spread']:.3f}", f"{sum(near) / len(near):.3f}, {max(near):.3f}"]
+        cells += [f"{r['first_to_last']:.3f}", *(f"{r['accuracy' + n]:.2f}" for n in ("", "_first", "_last"))]
+        lines.append(f"| {r['frames']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("run", "long", "one", "table", "sheet"))
+    parser.add_argument("--part", default="1/1", help="i/n: every n-th clip, from the i-th")
+    parser.add_argument("--clips", type=int, default=CLIPS)
+    parser.add_argument("--only", default="", help="settings whose name contains this")
+    parser.add_argument("--frames", type=int, default=LENGTHS[0], help="of `one`")
+    arguments = parser.parse_args()
+    if arguments.what == "run":
+        part, parts = (int(n) for n in arguments.part.split("/"))
+        run(part - 1, parts, arguments.clips, arguments.only)
+    elif arguments.what == "table":
+        TABLE.write_text(table())
+    elif arguments.what == "one":
+        print(json.dumps(one(arguments.frames)))
+    else:
+        {"long": long, "sheet": sheet}[arguments.what]()
+
+
+if __name__ == "__main__":
+    main()
