@@ -13,6 +13,7 @@ from .autograd import ordinary, plain_torch
 from .monitor import SILENT, Monitor
 from .nouns import PLAIN, EditPlan, Evaluation, Prompt, Trajectory
 from .sampling import evaluate_with, require_chunks
+from .seeds import generator_for
 
 if TYPE_CHECKING:
     from ..backbones.protocol import Backbone
@@ -139,20 +140,14 @@ def add_noise(
     if len(numbers) != len(z) or min(numbers, default=0) < 0:
         raise ValueError(f"want the numbers of these {len(z)} frames in the whole clip, 0 or more, got {list(numbers)}")
     if noise == "shared":
-        eps = _gaussian(z[0].shape, seed).expand_as(z)
+        eps = torch.randn(z[0].shape, generator=torch.Generator().manual_seed(seed)).expand_as(z)
     else:
-        # One seed per pair of seed and frame, so that frame 1 of seed 0 is not frame 0 of seed 1.
-        eps = torch.stack([_gaussian(z[0].shape, (seed * 2**20 + number) % 2**63) for number in numbers])
+        eps = torch.stack([torch.randn(z[0].shape, generator=generator_for(seed, number)) for number in numbers])
     levels = torch.empty(steps + 1, *z.shape)
     levels[0] = z
     for level in range(1, steps + 1):
         levels[level] = schedule.noised(z, eps, level)
     return Trajectory(levels, schedule, prompt, "add_noise")
-
-
-def _gaussian(shape: Sequence[int], seed: int) -> Tensor:
-    """Drawn on the CPU, so that a seed means the same noise on every device."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _clean(backbone: Backbone, latents: Tensor, prompt: Prompt, steps: int, budget: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 str_match     STR-Match: optimise the latent so that its spatio-temporal relevance matches the source's
 latent_blend  keep the source outside a mask
+gather_swap   VIA: all frames attend to the keys and values of a few
+adaptation    VIA: a model learns from one good edit of one frame
+chunks        VIA: a long clip cut for several workers, and put together again
 stem          STEM inversion: self-attention on a few hundred bases that all frames share
 token_flow    TokenFlow: keyframes edited together, their tokens carried along the source's motion
 fate_zero     FateZero: the source's attention, but where the edited thing is
