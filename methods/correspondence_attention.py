@@ -13,6 +13,7 @@ differs  the paper does not say where its attention acts. Its equation 13 has ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Tokens = Literal["output", "projected"]
 Levels = Literal["finest", "all"]
 Merging = Literal["bipartite", "pairs"]
+Merge = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 BUDGET = 2**22  # gathered numbers held at once where lists are merged, 16 MB in float32
 
 
@@ -108,31 +110,17 @@ class CorrespondenceAttention(Control):
         out = []
         for frame in range(found.frames):
             call.evaluation.monitor.check()
-            lists = lists_of(found, frame, octaves)
+            tokens = q[:, frame], keys, values, lists_of(found, frame, octaves)
             if self.merge_ratio:
-                out.append(self._merged(q[:, frame], keys, values, lists, call.scale))
+                out.append(merged_attention(*tokens, call.scale, self._merge))
             else:
-                out.append(gather_attention(q[:, frame], keys, values, lists, scale=call.scale))
+                out.append(gather_attention(*tokens, scale=call.scale))
         return torch.stack(out, 1)
 
-    def _merged(self, q: Tensor, keys: Tensor, values: Tensor, lists: Tensor, scale: float) -> Tensor:
-        """The same over merged lists. Every query merges its own, so a few are taken at a time."""
-        rows, heads, queries, size = q.shape
-        together = [rearrange(x, "r h t d -> r t (h d)") for x in ((keys,) if values is keys else (keys, values))]
-        out = []
-        for some in row_tiles(queries, rows * lists.shape[1] * heads * size, BUDGET):
-            there, at = lists[some] >= 0, lists[some].clamp(min=0).long()
-            gathered = [x[:, at].to(computing_dtype(q.dtype)) for x in together]
-            there = there.expand(rows, *there.shape)
-            if self.merging == "pairs":
-                mk, mv, there = merge_pairs(gathered[0], gathered[-1], there, self.found.top_k)
-            else:
-                mk, mv, there = merge_bipartite(gathered[0], gathered[-1], there, self.merge_ratio)
-            mk, mv = (rearrange(x, "r m l (h d) -> r h m l d", h=heads) for x in (mk, mv))
-            logits = (mk @ q[:, :, some, :, None].to(mk))[..., 0] * scale
-            weights = logits.masked_fill(~there[:, None], torch.finfo(mk.dtype).min).softmax(-1)
-            out.append((weights[..., None, :] @ mv)[..., 0, :])
-        return torch.cat(out, 2).to(q.dtype)
+    def _merge(self, keys: Tensor, values: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.merging == "pairs":
+            return merge_pairs(keys, values, there, self.found.top_k)
+        return merge_bipartite(keys, values, there, self.merge_ratio)
 
 
 def correspondence_attention(plan: EditPlan, found: Correspondence, **numbers) -> EditPlan:
@@ -155,6 +143,32 @@ def correspondence_attention(plan: EditPlan, found: Correspondence, **numbers) -
             model, or one whose resolution the model has no attention at.
     """
     return plan.then(CorrespondenceAttention(found, **numbers))
+
+
+def merged_attention(
+    q: Tensor, keys: Tensor, values: Tensor, lists: Tensor, scale: float, merge: Merge, budget: int = BUDGET
+) -> Tensor:
+    """As `gather_attention`, with each query's own list merged before.
+
+    Args:
+        q: [R, H, M, D].
+        keys, values: [R, H, T, D].
+        lists: [M, L] into the T tokens; -1 is padding.
+        merge: keys, values [R, m, L, H D] and which are there [R, m, L] -> the same of fewer.
+        budget: gathered numbers held at once; queries are taken a few at a time.
+    """
+    rows, heads, queries, size = q.shape
+    together = [rearrange(x, "r h t d -> r t (h d)") for x in ((keys,) if values is keys else (keys, values))]
+    out = []
+    for some in row_tiles(queries, rows * lists.shape[1] * heads * size, budget):
+        there, at = lists[some] >= 0, lists[some].clamp(min=0).long()
+        gathered = [x[:, at].to(computing_dtype(q.dtype)) for x in together]
+        *merged, left = merge(gathered[0], gathered[-1], there.expand(rows, *there.shape))
+        k, v = (rearrange(x, "r m l (h d) -> r h m l d", h=heads) for x in merged)
+        logits = (k @ q[:, :, some, :, None].to(k))[..., 0] * scale
+        weights = logits.masked_fill(~left[:, None], torch.finfo(k.dtype).min).softmax(-1)
+        out.append((weights[..., None, :] @ v)[..., 0, :])
+    return torch.cat(out, 2).to(q.dtype)
 
 
 def lists_of(found: Correspondence, frame: int, octaves: int = 0) -> Tensor:

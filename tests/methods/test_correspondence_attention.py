@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,12 @@ from weft.engine.inversion import invert
 from weft.engine.nouns import PLAIN, AttentionCall, Evaluation, Site
 from weft.engine.sampling import edit
 from weft.methods.correspondence import correspondence
-from weft.methods.correspondence_attention import CorrespondenceAttention, correspondence_attention, lists_of
+from weft.methods.correspondence_attention import (
+    CorrespondenceAttention,
+    correspondence_attention,
+    lists_of,
+    merged_attention,
+)
 from weft.methods.merging import merge_bipartite, merge_pairs
 from weft.methods.spatio_temporal import spatio_temporal_attention
 from weft.tests.numerics import assert_close
@@ -146,15 +152,11 @@ def test_tokens_alike_are_merged_without_a_trace():
     assert_close(got, v)
 
 
-@pytest.mark.parametrize("merge_ratio", [0, 0.5])
-def test_queries_are_taken_a_few_at_a_time(monkeypatch, merge_ratio):
-    from weft.methods import correspondence_attention as module
-
-    table, (q, k, v) = found(), inputs()
-    control = CorrespondenceAttention(table, merge_ratio=merge_ratio)
-    whole = control.attention(called(), q, k, v, attend)
-    monkeypatch.setattr(module, "BUDGET", 1)
-    assert_close(control.attention(called(), q, k, v, attend), whole)
+def test_queries_are_taken_a_few_at_a_time():
+    q, k, v = (x[:, 0] for x in inputs())
+    lists, merge = torch.randint(20, (20, 9)), partial(merge_bipartite, ratio=0.5)
+    whole, one_by_one = (merged_attention(q, k, v, lists, SCALE, merge, budget) for budget in (2**30, 1))
+    assert_close(one_by_one, whole)
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0])

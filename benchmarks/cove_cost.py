@@ -1,0 +1,127 @@
+"""What COVE's correspondences and its attention cost: operations as the paper counts them, time and memory as measured.
+
+    python -m weft.benchmarks.cove_cost [--device cuda] [--out benchmarks/results/cove_cost_cpu.md]
+
+The first table is the paper's table 4: 20 frames of 64x64 places with features of 640. The second is one attention
+layer with lists of three matches in every other frame, merged or not, gathered at once or a few queries at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..engine.correspondence import Correspondence
+from ..kernels import gather_attention, windowed_topk
+from ..methods.correspondence_attention import lists_of, merged_attention
+from ..methods.merging import merge_bipartite, merge_pairs
+from .kernels import cpu_name
+from .measure import milliseconds, peak_bytes
+
+FRAMES, SIDE, SIZE, K = 20, 64, 640, 3
+WINDOWS = {3: 0.448, 9: 4.03, 15: 11.2}  # side -> the paper's figure, in 10^9
+LAYER = {"cpu": (20, 24, 4, 40), "cuda": (20, 64, 8, 40)}  # frames, side, heads, head size
+EVERYTHING = 2**62
+
+
+def products(window: int) -> tuple[int, int]:
+    """(as the paper counts, a whole window for every place; with windows clipped at the borders)."""
+    reach = window // 2
+    along = sum(min(i + reach, SIDE - 1) - max(i - reach, 0) + 1 for i in range(SIDE))
+    return (FRAMES - 1) * SIDE**2 * window**2 * SIZE, (FRAMES - 1) * along**2 * SIZE
+
+
+def matching(device: torch.device, runs: int) -> list[str]:
+    features = torch.randn(FRAMES, SIDE**2, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
+    features = torch.nn.functional.normalize(features, dim=-1)
+    lines = [
+        "| window | products, paper | by its formula | windows clipped | ms, one direction | peak MB | table MB |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for window, paper in WINDOWS.items():
+        call = partial(windowed_topk, features, SIDE, SIDE, window=window, k=K)
+        whole, clipped = products(window)
+        cells = [f"{window}", f"{paper} G", f"{whole / 1e9:.3f} G", f"{clipped / 1e9:.3f} G"]
+        cells += [f"{milliseconds(call, device, runs):.0f}", f"{peak_bytes(call, device) / 1e6:.0f}"]
+        lines.append(f"| {' | '.join(cells)} | {2 * call()[0].nbytes / 1e6:.1f} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    whole = (FRAMES - 1) * SIDE**4 * SIZE
+    lines.append(f"| none | 241 G | {whole / 1e9:.1f} G | | | | |")
+    return lines
+
+
+def attention(device: torch.device, runs: int) -> list[str]:
+    frames, side, heads, size = LAYER[device.type]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, heads, frames * side**2, size, generator=generator).to(device)
+    q = x[:, :, : side**2]
+    tables = torch.randint(side**2, (2, frames - 1, side**2, K), generator=generator, dtype=torch.int32)
+    lists = lists_of(Correspondence(*tables, (side, side), 0, 9, ""), 0).to(device)
+    scale, half, pairs = size**-0.5, partial(merge_bipartite, ratio=0.5), partial(merge_pairs, rank=K)
+    calls = {
+        "not merged, gathered at once": partial(gather_attention, q, x, x, lists, backend="reference"),
+        "not merged, as the node does it": partial(gather_attention, q, x, x, lists),
+        "half merged, gathered at once": partial(merged_attention, q, x, x, lists, scale, half, EVERYTHING),
+        "half merged, as the node does it": partial(merged_attention, q, x, x, lists, scale, half),
+        "pairs merged, as the node does it": partial(merged_attention, q, x, x, lists, scale, pairs),
+    }
+    lines = ["| lists | ms a frame | peak MB |", "|---|--:|--:|"]
+    for name, call in calls.items():
+        lines.append(f"| {name} | {milliseconds(call, device, runs):.0f} | {peak_bytes(call, device) / 1e6:.0f} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return lines
+
+
+TEXT = """# What COVE costs
+
+{date}, `{command}`, {name}, torch {torch}. {clock} Peak: memory above the inputs.
+
+## Finding correspondences
+
+{frames} frames of {side}x{side} places, features of {size}, {k} matches, one direction of time; table 4 of the paper.
+Its figures are the products of whole windows, one direction; without a window the same formula gives 204, not the 241
+it prints. The table is both directions, for the whole clip.
+
+{matching}
+
+## Attending along them
+
+One frame of one layer, one row: {layer[0]} frames of {layer[1]}x{layer[1]} tokens, {layer[2]} heads of {layer[3]},
+float32, {list} tokens in a list. Queries, keys and values are one tensor, as with `tokens` output.
+
+{attention}
+
+Merging was made to save the memory of gathered tokens. Taking a few queries at a time bounds that memory at any length
+of the clip, with merging or without; what merging then does is cost the time of the matching."""
+
+
+def report(device: torch.device, runs: int) -> str:
+    gpu = device.type == "cuda"
+    return TEXT.format(
+        date=datetime.date.today(),
+        command=" ".join(["python -m weft.benchmarks.cove_cost", *sys.argv[1:]]),
+        name=torch.cuda.get_device_name(device) if gpu else f"{cpu_name()}, {torch.get_num_threads()} thread(s)",
+        torch=torch.__version__,
+        clock="Wall time." if gpu else "CPU time.",
+        frames=FRAMES, side=SIDE, size=SIZE, k=K, layer=LAYER[device.type], list=(LAYER[device.type][0] - 1) * K,
+        matching="\n".join(matching(device, runs)),
+        attention="\n".join(attention(device, runs)),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--runs", type=int, default=1, help="timed calls, of which the median counts")
+    parser.add_argument("--out", type=Path, help="a markdown file to write; default: print")
+    options = parser.parse_args()
+    text = report(torch.device(options.device), options.runs) + "\n"
+    if options.out:
+        options.out.write_text(text)
+    else:
+        print(text)
