@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -164,7 +165,7 @@ def run(part: int, parts: int, clips: int, only: str) -> None:
     # Setting by setting: a run that is stopped has whole rows, not half of every row.
     for setting in SETTINGS:
         for index in range(part, min(clips, setting.clips), parts):
-            if (setting.name, index) not in done and only in setting.name:
+            if (setting.name, index) not in done and re.search(only, setting.name):
                 row = bench.row(Case.of(index), setting)
                 with ROWS.open("a") as stream:
                     stream.write(json.dumps(row) + "\n")
@@ -349,7 +350,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "long", "one", "table", "sheet"))
     parser.add_argument("--part", default="1/1", help="i/n: every n-th clip, from the i-th")
     parser.add_argument("--clips", type=int, default=CLIPS)
-    parser.add_argument("--only", default="", help="settings whose name contains this")
+    parser.add_argument("--only", default="", help="settings whose name has this regular expression in it")
     parser.add_argument("--frames", type=int, default=LENGTHS[0], help="of `one`")
     arguments = parser.parse_args()
     if arguments.what == "run":
