@@ -1,6 +1,6 @@
 """The clip that ships with the workflows: where it comes from, what its edit should give, and video files.
 
-    python -m weft.toyworld.clip    # writes workflows/toy_clip.mp4 and workflows/toy_mask.mp4
+    python -m weft.toyworld.clip    # writes workflows/toy_clip.mp4
 
 Clip and edit are drawn from a seed that no model is trained on, so the truth of the edit is known to the pixel.
 """
@@ -22,7 +22,7 @@ FPS = 8
 NEARLY_LOSSLESS = {"crf": "8", "preset": "veryslow"}
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
-CLIP, MASK = WORKFLOWS / "toy_clip.mp4", WORKFLOWS / "toy_mask.mp4"
+CLIP = WORKFLOWS / "toy_clip.mp4"
 
 
 def source_clip() -> Clips:
@@ -81,7 +81,6 @@ def read_video(path: Path) -> Tensor:
 
 def main() -> None:
     write_video(CLIP, frames_of(source_clip()), NEARLY_LOSSLESS)
-    write_video(MASK, edit_mask()[..., None].expand(-1, -1, -1, 3), NEARLY_LOSSLESS)
     source, edit = captions()
     print(f"{CLIP.name}: {source}\nedit: {edit}")
 

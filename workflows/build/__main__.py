@@ -50,7 +50,6 @@ def make_thumbnail(server: Server, name: str) -> None:
 
     graph = with_frames(read_graph(FOLDER / "api" / f"{name}.json"))
     server.upload(clip.CLIP)
-    server.upload(clip.MASK)
     edit = frames_from(server.run(graph, Progress(graph, sys.stdout)))
     rows = clip.read_video(clip.CLIP), edit
     sheet = torch.cat([torch.cat(list(frames[:: len(frames) // COLUMNS][:COLUMNS]), 1) for frames in rows])
