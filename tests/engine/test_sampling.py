@@ -233,3 +233,21 @@ def test_a_model_with_one_prompt_for_all_frames_says_so(tiny):
     per_frame = replace(trajectory.prompt, embedding=trajectory.prompt.embedding.expand(3, -1, -1))
     with pytest.raises(ValueError, match="'tiny' takes one prompt for all frames, got 3"):
         edit(tiny, trajectory, per_frame)
+
+
+def test_evaluations_know_the_run_and_its_monitor(backbone):
+    seen = []
+
+    class Watch(Control):
+        def evaluate(self, evaluation, evaluate):
+            seen.append((evaluation.step, evaluation.steps, evaluation.monitor))
+            return evaluate(evaluation)
+
+    monitor, plan = Monitor(), PLAIN.then(Watch())
+    trajectory = invert(
+        backbone, backbone.sample(), backbone.embed("a"), steps=3, convention="paper", plan=plan, monitor=monitor
+    )
+    assert seen == [(2, 3, monitor), (1, 3, monitor), (0, 3, monitor)]
+    seen.clear()
+    edit(backbone, trajectory, trajectory.prompt, plan=plan, monitor=monitor)
+    assert seen == [(0, 3, monitor), (1, 3, monitor), (2, 3, monitor)]
