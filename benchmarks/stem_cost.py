@@ -60,7 +60,8 @@ def table(device: torch.device, runs: int) -> str:
         f"torch {torch.__version__}.",
         "",
         f"One layer of {TOKENS} tokens a frame, {HEADS} heads of {SIZE}, float32, {BASES} bases, {ITERATIONS} rounds. "
-        f"{'Wall time.' if gpu else 'CPU time.'} Peak: memory above the inputs; the attentions' includes their output.",
+        f"{'Wall time.' if gpu else 'CPU time.'} Peak: memory above the inputs; the attentions' includes their output. "
+        "EM goes through at most 2^22 responsibilities (16 MB) at a time.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|" + "--:|" * len(HEADINGS),
