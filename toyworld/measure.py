@@ -75,20 +75,22 @@ def measure(video: Tensor, source: Clips, target: Clips) -> dict[str, Tensor]:
 
 
 def consistency(video: Tensor, target: Clips) -> dict[str, Tensor]:
-    """How much the sprite of edited clips changes from frame to frame, whether it is the right one or not.
+    """How much edited clips change from frame to frame where they should not, whether they are right or not.
 
     Args:
         video: [n, F, 3, 64, 64] in 0..1, the edited clips.
-        target: the n clips the edit should give; of them, only the background counts.
+        target: the n clips the edit should give; of them, the background counts and where the sprite is.
 
     Returns:
-        One [n] float32 tensor a measure, 0 for a sprite that stays the same:
+        One [n] float32 tensor a measure, 0 for what stays the same:
         color_spread: standard deviation over the frames of the sprite's median color, in 0..1, as the root of the mean
             variance of the three channels; frames without a sprite do not count, and a clip with fewer than two that
             have one is 0.5.
         shape_spread: mean over frames of 1 - intersection over union of the sprite with the shape that most frames
             have, both around their centroids; a frame without a sprite is 1. Even the truth is a little over zero, as
             a sprite between two pixels is drawn otherwise than one on a pixel.
+        background_spread: standard deviation over the frames of a pixel of the background, root mean square over pixels
+            and channels; a pixel counts in the frames where it is more than 4 px away from the sprite.
     """
     video = _checked(video, target)
     sprites = find_sprites(video, world.render_background(target))
@@ -99,7 +101,12 @@ def consistency(video: Tensor, target: Clips) -> dict[str, Tensor]:
         most = blob[found].mean(0) >= 0.5 if enough else torch.zeros_like(blob[0], dtype=torch.bool)
         common, either = (blob.bool() & most).sum((1, 2)), (blob.bool() | most).sum((1, 2))
         shape.append(1 - (common / either.clamp(min=1)).mean())
-    return {"color_spread": torch.stack(color), "shape_spread": torch.stack(shape)}
+    away = 1 - F.max_pool2d(world.sprite_alpha(target).gt(0).float(), 9, stride=1, padding=4)[:, :, None]
+    seen = away.sum(1, keepdim=True).clamp(min=1)
+    mean = (video * away).sum(1, keepdim=True) / seen
+    background = ((video - mean).square() * away).flatten(1).sum(1) / (3 * away.flatten(1).sum(1))
+    spreads = {"color_spread": torch.stack(color), "shape_spread": torch.stack(shape)}
+    return spreads | {"background_spread": background.sqrt()}
 
 
 def psnr(video: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:

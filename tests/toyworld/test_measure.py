@@ -346,3 +346,16 @@ def test_a_sprite_that_is_gone_counts_against_its_shape():
     gone = consistency(background[:, None].expand_as(video), clips)
     assert gone["color_spread"].tolist() == [0.5, 0.5]
     assert gone["shape_spread"].tolist() == [1.0, 1.0]
+
+
+def test_a_background_that_changes_is_measured_away_from_the_sprite():
+    clips = world.draw(4, torch.Generator().manual_seed(3))
+    video = world.render(clips)[0]
+    assert consistency(video, clips)["background_spread"].max() < 1e-5
+    flicker = video + torch.tensor([0.1, -0.1] * (world.FRAMES // 2)).view(1, -1, 1, 1, 1)
+    got = consistency(flicker.clamp(0, 1), replace(clips, background=clips.background))["background_spread"]
+    assert ((got > 0.05) & (got < 0.11)).all()
+    moved = video.clone()
+    alpha = world.sprite_alpha(clips)[:, :, None]
+    moved[(alpha > 0).expand_as(video)] = 0.0  # the sprite alone
+    assert consistency(moved, clips)["background_spread"].max() < 1e-5
