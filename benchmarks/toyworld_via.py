@@ -1,12 +1,12 @@
 """VIA on held-out toy clips whose right edit is known: do frames agree, and is the background kept?
 
     python -m weft.benchmarks.toyworld_via run      # every setting on every clip; goes on where it stopped
-    python -m weft.benchmarks.toyworld_via long     # clips of 96 and 1,440 frames, each in a process of its own
     python -m weft.benchmarks.toyworld_via table    # rows -> benchmarks/results/toyworld_via.md
     python -m weft.benchmarks.toyworld_via sheet    # some clips under every setting -> toyworld_via.png
 
 Clip i has a seed of its own, and changes color, shape or both in turn. Rows are kept in
-benchmarks/results/toyworld_via.jsonl: one a setting and clip.
+benchmarks/results/toyworld_via.jsonl: one a setting and clip. `toyworld_via_long` measures a minute of video, and its
+table is added.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ import argparse
 import json
 import re
 import subprocess
-import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache, partial
@@ -31,7 +28,7 @@ from torch import Tensor
 from ..backbones.loading import load_backbone
 from ..backbones.lora import adapt
 from ..engine.inversion import add_noise
-from ..engine.nouns import PLAIN, EditPlan, Trajectory
+from ..engine.nouns import PLAIN, EditPlan
 from ..engine.sampling import edit
 from ..methods.adaptation import candidates, fit
 from ..methods.gather_swap import gather_swap
@@ -41,13 +38,12 @@ from ..toyworld.measure import (
     bootstrap_interval,
     consistency,
     contact_sheet,
-    find_sprites,
     measure,
     psnr,
     sample_accuracy,
 )
-from .measure import peak_bytes
 from .toyworld_str import FIRST_SEED, Case
+from .toyworld_via_long import long_table
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "benchmarks" / "results" / "toyworld_via.jsonl"
@@ -241,7 +237,7 @@ HEADER = """# VIA on the toy world
 {clips} held-out edits (those of `toyworld_str`: a third change color, a third shape, a third both), 8 frames, model
 `toyworld/instruct` in float32 on a CPU, {steps} steps from noise without an inversion, text guidance {guidance:g} where
 nothing else is said (the most accurate on six other clips), image guidance {image:g}, {date}, commit {commit}.
-Commands: `python -m weft.benchmarks.toyworld_via run`, `long`, then `table`. PSNR in dB; each cell is a mean [95 %
+Commands: `python -m weft.benchmarks.toyworld_via run`, then `table`. PSNR in dB; each cell is a mean [95 %
 bootstrap interval of the mean over clips].
 
 The spreads say how much sprite and background change from frame to frame, right or wrong; 0 is the same in all (defined
@@ -269,7 +265,7 @@ def table() -> str:
         for setting in SETTINGS:
             if setting.whole == part and (clips := groups.get(setting.name)):
                 lines.append(_line(setting.name, list(clips.values()), part))
-    return "\n".join([*lines, *_differences(groups), *_long_table()]) + "\n"
+    return "\n".join([*lines, *_differences(groups), *long_table()]) + "\n"
 
 
 def _differences(groups) -> list[str]:
@@ -321,120 +317,20 @@ def sheet(indices: tuple[int, ...] = (0, 1, 2)) -> None:
     contact_sheet(rows, SHEET, 2, labels)
 
 
-# ---- a minute of video ----------------------------------------------------------------------------------------------
-
-LONG = ROWS.with_name("toyworld_via_long.json")
-LENGTHS, CHUNK, PART, LONG_STEPS, LONG_SEED = (96, 1440), 96, 24, 5, 60_000
-LONG_HEADER = """
-## A minute of video
-
-Gather-swap with 4 frames, `chunk_frames` {chunk}, {steps} steps, one clip of each length, each in a process of its own.
-Tensors: the most that tensors made by one step of `edit` take at once. Kept: the frames and the trajectory, which are
-in memory before the edit starts and grow with the clip. Process: all of its memory before the edit, and the most during
-it. Parts are of {part} frames.
-"""
-
-
-def long() -> None:
-    """Edits a clip of each length in a process of its own, so that peak memory is that run's alone."""
-    rows = []
-    for frames in LENGTHS:
-        command = [sys.executable, "-m", "weft.benchmarks.toyworld_via", "one", "--frames", str(frames)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
-    LONG.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-def one(frames: int) -> dict:
-    """One clip with gather-swap: seconds, memory, and how its chunks compare."""
-    backbone = load_backbone(MODEL, name="toyworld/instruct")
-    generator = torch.Generator().manual_seed(LONG_SEED)
-    source = world.draw(1, generator, frames=frames)
-    target = world.edit(source, generator, ("color",))
-    pictures = frames_of(source)
-    latents, text = backbone.encode(pictures), backbone.embed(world.instructions(source, target)[0])
-
-    def edited(steps: int) -> tuple[Trajectory, Callable[[], Tensor]]:
-        trajectory = add_noise(backbone, latents, backbone.embed(""), steps=steps)
-        numbers = {"guidance": GUIDANCE, "image_guidance": IMAGE_GUIDANCE, "chunk_frames": CHUNK}
-        return trajectory, partial(edit, backbone, trajectory, text, plan=gather_swap(PLAIN), **numbers)
-
-    figures = {"frames": frames, "tensors": peak_bytes(edited(1)[1])}
-    trajectory, sample = edited(LONG_STEPS)
-    figures |= {"kept": pictures.nbytes + trajectory.latents.nbytes, "before": reset_peak()}
-    started = time.process_time()
-    result = sample()
-    figures |= {"seconds": time.process_time() - started, "peak": process_memory("VmHWM")}
-    return figures | _along(backbone.decode(result).movedim(-1, 1)[None], source, target)
-
-
-def reset_peak() -> int:
-    """Bytes of main memory that this process has, as Linux counts them; the most it has is counted anew from here."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return process_memory("VmRSS")
-
-
-def process_memory(name: str) -> int:
-    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name)]
-    return 1024 * int(line.split()[1])
-
-
-def _along(video: Tensor, source: world.Clips, target: world.Clips) -> dict:
-    """How parts of the clip compare: neighbours, and the first and the last."""
-    sprites = find_sprites(video, world.render_background(target))
-    color = torch.stack([v.mean(0) for v in sprites.value[0].split(PART)])
-    right = (sprites.color[0] == target.color) & (sprites.shape[0] == target.shape)
-    spread = {name: f.item() for name, f in consistency(video, target).items()}
-    accuracy = [part.float().mean().item() for part in right.split(PART)]
-    return spread | {
-        "neighbours": color.diff(dim=0).square().mean(1).sqrt().tolist(),
-        "first_to_last": (color[0] - color[-1]).square().mean().sqrt().item(),
-        "accuracy_first": accuracy[0],
-        "accuracy_last": accuracy[-1],
-        "accuracy": sum(accuracy) / len(accuracy),
-    }
-
-
-def _long_table() -> list[str]:
-    if not LONG.exists():
-        return []
-    rows, mb = json.loads(LONG.read_text()), 2**20
-    lines = [LONG_HEADER.format(chunk=CHUNK, part=PART, steps=LONG_STEPS)]
-    heads = ("frames", "CPU seconds", "a frame", "tensors", "kept", "process before", "process at most")
-    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for r in rows:
-        cells = [f"{r['seconds']:.0f}", f"{1e3 * r['seconds'] / r['frames']:.0f} ms"]
-        cells += [f"{r[n] / mb:.0f} MB" for n in ("tensors", "kept", "before", "peak")]
-        lines.append(f"| {r['frames']} | " + " | ".join(cells) + " |")
-    heads = ("frames", "color spread", "neighbouring parts differ by: mean, most", "first and last part by")
-    heads += ("accuracy", "of the first part", "of the last")
-    lines += ["\n| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for r in rows:
-        near = r["neighbours"]
-        cells = [f"{r['color_spread']:.3f}", f"{sum(near) / len(near):.3f}, {max(near):.3f}"]
-        cells += [f"{r['first_to_last']:.3f}", *(f"{r['accuracy' + n]:.2f}" for n in ("", "_first", "_last"))]
-        lines.append(f"| {r['frames']} | " + " | ".join(cells) + " |")
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("run", "long", "one", "table", "sheet"))
+    parser.add_argument("what", choices=("run", "table", "sheet"))
     parser.add_argument("--part", default="1/1", help="i/n: every n-th clip, from the i-th")
     parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--only", default="", help="settings whose name has this regular expression in it")
-    parser.add_argument("--frames", type=int, default=LENGTHS[0], help="of `one`")
     arguments = parser.parse_args()
     if arguments.what == "run":
         part, parts = (int(n) for n in arguments.part.split("/"))
         run(part - 1, parts, arguments.clips, arguments.only)
     elif arguments.what == "table":
         TABLE.write_text(table())
-    elif arguments.what == "one":
-        print(json.dumps(one(arguments.frames)))
     else:
-        {"long": long, "sheet": sheet}[arguments.what]()
+        sheet()
 
 
 if __name__ == "__main__":

@@ -67,6 +67,30 @@ def test_chunks_of_frames_change_nothing(tiny_image64, chunk):
     assert_close(edit(tiny_image64, whole, positive, guidance=3.0, chunk_frames=chunk), want)
 
 
+@dataclass(frozen=True, eq=False)
+class Latents(Control):
+    needs_source: ClassVar[bool] = False
+    seen: list = field(default_factory=list)
+
+    def evaluate(self, evaluation, evaluate):
+        self.seen.append(evaluation.latents)
+        return evaluate(evaluation)
+
+
+@dataclass(frozen=True, eq=False)
+class BesideSource(Latents):
+    needs_source: ClassVar[bool] = True
+
+
+def test_rows_of_the_edit_are_one_tensor_however_long_the_clip(tiny_instruct):
+    trajectory = clip(tiny_instruct)
+    for control, rows, tensors in ((Latents(), 3, 1), (BesideSource(), 4, 4)):
+        edit(tiny_instruct, trajectory, tiny_instruct.embed("a blue cross"), plan=PLAIN.then(control))
+        latents = control.seen[0]
+        assert len(latents) == rows
+        assert len({row.data_ptr() for row in latents}) == tensors
+
+
 def test_attention_knows_which_frames_a_chunk_holds(tiny_image):
     watch, trajectory = Watch(), clip(tiny_image)
     edit(tiny_image, trajectory, tiny_image.embed("a blue cross"), plan=PLAIN.then(watch), chunk_frames=3)
