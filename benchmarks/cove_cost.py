@@ -25,7 +25,7 @@ from .measure import milliseconds, peak_bytes
 
 FRAMES, SIDE, SIZE, K = 20, 64, 640, 3
 WINDOWS = {3: 0.448, 9: 4.03, 15: 11.2}  # side -> the paper's figure, in 10^9
-LAYER = {"cpu": (20, 24, 4, 40), "cuda": (20, 64, 8, 40)}  # frames, side, heads, head size
+LAYER = {"cpu": (20, 32, 8, 40), "cuda": (20, 64, 8, 40)}  # frames, side, heads, head size
 EVERYTHING = 2**62
 
 

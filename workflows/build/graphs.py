@@ -117,7 +117,8 @@ and in the edit.
 4. **Inject** feature_steps and attention_steps: more keep the layout, less edit more. **Sample** cfg: how hard to \
 follow the prompt. **Along matches** strength: 0 leaves spatio-temporal attention alone.
 5. Your own clip and model: put a Stable Diffusion 1.x or 2.x folder into `models/diffusers`, choose it in **Model**, \
-describe your clip in **Source prompt**, and take the paper's cfg of 7.5; all other numbers are the paper's already.
+describe your clip in **Source prompt**, and take the paper's cfg of 7.5 and levels finest in **Along matches**; all \
+other numbers are the paper's already.
 """
 
 
@@ -340,7 +341,9 @@ def cove() -> dict[str, dict[str, Any]]:
         },
         "Method": {
             "Inject": _node("WeftFeatureInjection", feature_steps=40, attention_steps=40),
-            "Along matches": _node("WeftCorrespondenceAttention", plan=wire("Inject"), correspondence=found),
+            "Along matches": _node(
+                "WeftCorrespondenceAttention", plan=wire("Inject"), correspondence=found, levels="all"
+            ),
             "Over the clip": _node("WeftSpatioTemporalAttention", plan=wire("Along matches")),
         },
         "Edit": {
