@@ -96,8 +96,9 @@ float32, {list} tokens in a list. Queries, keys and values are one tensor, as wi
 
 {attention}
 
-Merging was made to save the memory of gathered tokens. Taking a few queries at a time bounds that memory at any length
-of the clip, with merging or without; what merging then does is cost the time of the matching."""
+Merging was made to save the memory of gathered tokens, but tokens must be gathered before they are merged. Taking a
+few queries at a time is what bounds memory, at any length of the clip; with it, merging saves none, and the matching
+takes about the time that the shorter lists save."""
 
 
 def report(device: torch.device, runs: int) -> str:

@@ -240,9 +240,10 @@ def _by_standing(case: Case, setting: Setting):
 def run(part: int, parts: int, clips: int, model: Path, only: str) -> None:
     bench = Bench(model)
     done = {(r["setting"], r["section"], r["clip"]) for r in read_rows()}
+    first = [s for s in settings() if s.section == GROUND and s.name in SEEN]
     # Clip by clip: a run that is stopped has every difference between settings on the same clips.
-    for index in range(part, clips, parts):
-        for setting in settings():
+    for some, index in product((first, [s for s in settings() if s not in first]), range(part, clips, parts)):
+        for setting in some:
             if (setting.name, setting.section, index) in done or only not in f"{setting.section}: {setting.name}":
                 continue
             row = bench.row(case_of(index, setting.section), setting)
@@ -292,7 +293,7 @@ def _differences(groups, section: str, rows: list[Setting]) -> list[str]:
 
 HEADER = """# COVE on the toy world
 
-{clips} held-out clips (seeds {seed} and up, one each), model `toyworld/image` in float32 on a CPU, {date}, commit
+Held-out clips (n of {clips}; seeds {seed} and up, one each), model `toyworld/image` in float32 on a CPU, {date}, commit
 {commit}. Commands: `python -m weft.benchmarks.toyworld_cove run`, then `table`. Each cell is a mean [95 % bootstrap
 interval of the mean over clips]. Edits: {steps} steps, guidance {guidance:g}, empty negative prompt. Attention guides
 the inversion as well as the edit, as in the paper.

@@ -134,7 +134,7 @@ def correspondence_attention(plan: EditPlan, found: Correspondence, **numbers) -
             the place in their middle. Layers finer than the correspondence are left alone.
         strength: 0..1, from the plain attention's output to the guided one's; 0 is the plain edit bit for bit.
         merge_ratio: share of each token's list that is merged away, 0 (off) to under 1; the paper's is 0.5. Since
-            queries are taken a few at a time, it saves no memory here, and matching takes time.
+            queries are taken a few at a time, it saves no memory here; see benchmarks/results/cove_cost_cpu.md.
         merging: "bipartite" matching, or "pairs": the mean over two frames that follow each other, match by match,
             which merges half whatever the ratio and is faster.
 

@@ -125,7 +125,7 @@ class WeftCorrespondenceAttention(io.ComfyNode):
                     min=0.0,
                     max=0.95,
                     step=0.05,
-                    tooltip="Share of each place's matches that is merged into similar ones. 0 is off, and faster.",
+                    tooltip="Share of each place's matches that is merged into similar ones. 0 is off.",
                 ),
                 io.Combo.Input(
                     "levels",
