@@ -248,8 +248,8 @@ change, and its frames attend to themselves. Settings that matter less run on fe
 
 How to read it: where the inversion is poor, the bases make it far better, and every editor with it. 16 bases or a
 single round do nearly as well, and dense attention over all frames does not help; which suggests that it is coarse
-attention that steadies such an inversion, rather than a faithful summary of the clip. With warm start, plain DDIM leaves
-nothing to repair, and the editors are no better off with the bases.
+attention that steadies such an inversion, rather than a faithful summary of the clip. With warm start, plain DDIM
+leaves nothing to repair, and the editors are no better off with the bases.
 
 Not done: a real clip. None is shipped, and the toy world's VAE knows the toy world only."""
 
