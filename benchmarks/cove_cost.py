@@ -97,8 +97,8 @@ float32, {list} tokens in a list. Queries, keys and values are one tensor, as wi
 {attention}
 
 Merging was made to save the memory of gathered tokens, but tokens must be gathered before they are merged. Taking a
-few queries at a time is what bounds memory, at any length of the clip; with it, merging saves none, and the matching
-takes about the time that the shorter lists save."""
+few queries at a time is what bounds memory, at any length of the clip. With it, bipartite merging saves neither memory
+nor time; merging pairs, which needs no matching, saves some time."""
 
 
 def report(device: torch.device, runs: int) -> str:
