@@ -67,7 +67,7 @@ SHOWN_WHOLE = {  # the same where the background is edited
     "pattern_accuracy": ("its pattern", 2),
 }
 CANDIDATES = 4
-TRAINING = {"steps": 100, "rate": 1e-3}  # rate chosen on clips 100 to 105; LoRA of a 1 M parameter network wants more
+TRAINING = {"steps": 100, "rate": 2e-4}  # chosen by eye on the clip that ships with the workflows
 
 
 @dataclass(frozen=True)

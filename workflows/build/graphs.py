@@ -16,7 +16,7 @@ MODEL, SAM, DETECTOR = "toyworld/video", "toyworld/sam", "toyworld/detector"
 EDITOR, EDITOR_CFG = "toyworld/instruct", 2.0
 IMAGE_MODEL, BASES, IMAGE_STEPS = "toyworld/image", 64, 25
 BACKGROUND = "make the background teal striped"
-ADAPT = {"steps": 100, "rate": 1e-3}  # the paper gives no numbers; a network this small learns slowly at 0.0001
+ADAPT = {"steps": 100, "rate": 2e-4}  # the paper gives no numbers
 
 NOTE = """\
 **STR-Match{title}**: rewrites what moves in a clip and keeps its layout and motion.
