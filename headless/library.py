@@ -41,12 +41,19 @@ def edits(graph: Graph, frames: Tensor, strengths: Sequence[float], steps: Steps
     backbone = load_backbone(folder, name=model["model"], dtype=model["dtype"])
     source, target, negative = (None if text is None else backbone.embed(text) for text in prompts(graph))
     inversion, sampler = settings(graph, "WeftDDIMInversion"), settings(graph, "WeftEditSampler")
-    monitor = StepMonitor("invert", steps)
+    edit_steps, monitor = inversion.pop("edit_steps"), StepMonitor("invert", steps)
     trajectory = invert(backbone, backbone.encode(frames), source, **inversion, monitor=monitor)
+    trajectory = trajectory.thinned(edit_steps) if edit_steps else trajectory
     for strength in strengths:
         plan = str_latent_optimizer(PLAIN, **{**settings(graph, "WeftSTRLatentOptimizer"), "strength": strength})
         monitor = StepMonitor(f"edit at strength {strength:g}", steps)
-        numbers = {"negative": negative, "guidance": sampler["cfg"], "seed": sampler["seed"]}
+        numbers = {
+            "negative": negative,
+            "guidance": sampler["cfg"],
+            "image_guidance": sampler["image_cfg"],
+            "chunk_frames": sampler["chunk_frames"],
+            "seed": sampler["seed"],
+        }
         yield backbone.decode(edit(backbone, trajectory, target, plan=plan, **numbers, monitor=monitor))
 
 

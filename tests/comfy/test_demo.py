@@ -14,6 +14,7 @@ from weft.toyworld import clip
 pytestmark = pytest.mark.comfy
 FEW = {
     "WeftDDIMInversion.steps": 4,
+    "WeftDDIMInversion.edit_steps": 2,
     "WeftSTEMInversion.steps": 4,
     "WeftAddNoise.steps": 2,
     "WeftTestTimeAdaptation.steps": 2,
