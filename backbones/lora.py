@@ -143,6 +143,7 @@ def _with_layers(backbone: Backbone, rank: int) -> Backbone:
     adapted = copy(backbone)
     adapted.network = deepcopy(backbone.network, same)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), adapted.network)
+    adapted.memory = backbone.memory.branch(adapted.network)
     return adapted
 
 

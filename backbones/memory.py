@@ -19,6 +19,10 @@ class Memory(Protocol):
 
     def resident(self, module: nn.Module, activations: int = 0) -> contextmanager: ...
 
+    def branch(self, own: nn.Module) -> Memory:
+        """For a model that has `own` to itself and shares its other parts: lets `own` go when that model goes."""
+        ...
+
 
 class PlainMemory:
     """Moves a module to the device on first use and leaves it there."""
@@ -35,6 +39,9 @@ class PlainMemory:
             module.to(self.device)
             make_ordinary(module)
         yield
+
+    def branch(self, own: nn.Module) -> Memory:
+        return self  # it keeps nothing
 
 
 class ComfyMemory:
@@ -63,6 +70,25 @@ class ComfyMemory:
         self.management.load_models_gpu([patcher], memory_required=activations, force_full_load=True)
         make_ordinary(module)
         yield
+
+    def branch(self, own: nn.Module) -> Memory:
+        return _Branch(self, own)
+
+
+class _Branch:
+    """A memory of its own for one module; all others are the trunk's, which must not load them twice."""
+
+    def __init__(self, trunk: ComfyMemory, own: nn.Module):
+        self.trunk, self.own, self.device, self._memory = trunk, own, trunk.device, ComfyMemory()
+
+    def default_dtype(self) -> torch.dtype:
+        return self.trunk.default_dtype()
+
+    def resident(self, module: nn.Module, activations: int = 0) -> contextmanager:
+        return (self._memory if module is self.own else self.trunk).resident(module, activations)
+
+    def branch(self, own: nn.Module) -> Memory:
+        return _Branch(self.trunk, own)
 
 
 def _patcher(module: nn.Module, management):

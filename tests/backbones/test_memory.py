@@ -1,6 +1,11 @@
+import gc
+import weakref
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 
+from weft.backbones import memory
 from weft.backbones.memory import PlainMemory
 from weft.engine.autograd import is_ordinary
 
@@ -25,3 +30,30 @@ def test_a_module_is_moved_and_repaired_for_as_long_as_it_is_used():
         assert is_ordinary(module.bias)
     with PlainMemory("meta").resident(module, activations=10):
         assert module.weight.device.type == "meta"
+
+
+class Keeps:
+    """ComfyMemory without ComfyUI: it keeps what it was asked for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.kept = []
+
+    def resident(self, module, activations=0):
+        self.kept.append(module)
+        return nullcontext()
+
+
+def test_what_an_adapted_model_has_to_itself_goes_with_it_and_the_rest_stays_where_it_was(monkeypatch):
+    monkeypatch.setattr(memory, "ComfyMemory", Keeps)
+    trunk, shared, own = Keeps(), nn.Linear(2, 3), nn.Linear(2, 3)
+    branch = memory._Branch(trunk, own)
+    with branch.resident(shared), branch.resident(own):
+        pass
+    assert trunk.kept == [shared]
+    gone = weakref.ref(own)
+    del branch, own
+    gc.collect()
+    assert gone() is None
+    assert PlainMemory("cpu").branch(shared).device.type == "cpu"
