@@ -86,14 +86,11 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    stem = [(16, 5, CLIPS), (64, 5, CLIPS), (256, 5, FEWER), (64, 1, FEWER), (64, 3, FEWER)]
+    stem = [(16, 5), (64, 5), (256, 5), (64, 1), (64, 3)]
     found = [
         Setting("DDIM", PAPER),
         Setting("DDIM + spatio-temporal attention", PAPER, "dense"),
-        *(
-            Setting(f"STEM, K = {k}, R = {r}", PAPER, "stem", {"bases": k, "iterations": r}, clips=n)
-            for k, r, n in stem
-        ),
+        *(Setting(f"STEM, K = {k}, R = {r}", PAPER, "stem", {"bases": k, "iterations": r}) for k, r in stem),
     ]
     ddim, k64 = ("DDIM", "", {}), ("STEM, K = 64", "stem", {"bases": 64})
     for editor, title in EDITORS.items():
