@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from typing import get_args
+
 from comfy_api.v0_0_2 import io
 
-from ..engine.inversion import invert
+from ..engine.inversion import Convention, invert
 from . import sockets
 from .host import NodeMonitor
 
@@ -17,6 +19,28 @@ def chunk_frames_input() -> io.Input:
         tooltip="Frames evaluated at a time by an image model: fewer need less memory and give the same result. 0: all "
         "at once, as video models and methods that look across the clip need.",
     )
+
+
+def way_inputs() -> list[io.Input]:
+    """How to invert, for every inversion."""
+    return [
+        io.Combo.Input(
+            "convention",
+            options=list(get_args(Convention)),
+            default="warm_start",
+            optional=True,
+            tooltip="warm_start inverts the sampler's own steps and reconstructs far better. paper is what "
+            "the papers' code does; with models that predict v it is poor.",
+        ),
+        io.Int.Input(
+            "evaluations",
+            default=1,
+            min=1,
+            max=10,
+            optional=True,
+            tooltip="Network evaluations per step for warm_start. More reconstruct better and edit less well.",
+        ),
+    ]
 
 
 class WeftDDIMInversion(io.ComfyNode):
@@ -39,22 +63,7 @@ class WeftDDIMInversion(io.ComfyNode):
                     tooltip="Steps of the inversion and of the edit. Fewer are faster and follow the source less well.",
                 ),
                 sockets.Plan.Input("plan", optional=True, tooltip="Attention methods that shape the inversion too."),
-                io.Combo.Input(
-                    "convention",
-                    options=["warm_start", "paper"],
-                    default="warm_start",
-                    optional=True,
-                    tooltip="warm_start inverts the sampler's own steps and reconstructs far better. paper is what "
-                    "the papers' code does; with models that predict v it is poor.",
-                ),
-                io.Int.Input(
-                    "evaluations",
-                    default=1,
-                    min=1,
-                    max=10,
-                    optional=True,
-                    tooltip="Network evaluations per step for warm_start. More reconstruct better and edit less well.",
-                ),
+                *way_inputs(),
                 chunk_frames_input(),
                 io.Int.Input(
                     "edit_steps",

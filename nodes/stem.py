@@ -5,10 +5,10 @@ from typing import get_args
 
 from comfy_api.v0_0_2 import io
 
-from ..engine.inversion import Convention
 from ..methods import stem
 from . import sockets
 from .host import NodeMonitor
+from .inversion import way_inputs
 
 
 def stem_inputs() -> list[io.Input]:
@@ -90,22 +90,7 @@ class WeftSTEMInversion(io.ComfyNode):
                 io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps of the inversion and of the edit."),
                 *stem_inputs(),
                 sockets.Plan.Input("plan", optional=True, tooltip="What other methods do; the bases nest inside."),
-                io.Combo.Input(
-                    "convention",
-                    options=list(get_args(Convention)),
-                    default="warm_start",
-                    optional=True,
-                    tooltip="warm_start inverts the sampler's own steps. paper is what the papers' code does, for "
-                    "models that predict epsilon.",
-                ),
-                io.Int.Input(
-                    "evaluations",
-                    default=1,
-                    min=1,
-                    max=10,
-                    optional=True,
-                    tooltip="Network evaluations per step for warm_start.",
-                ),
+                *way_inputs(),
             ],
             outputs=[
                 sockets.Trajectory.Output(display_name="trajectory"),
