@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from ..toyworld.measure import bootstrap_interval
+from ..toyworld.report import bootstrap_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

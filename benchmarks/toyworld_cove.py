@@ -26,8 +26,9 @@ from ..methods.correspondence_attention import correspondence_attention
 from ..methods.injection import feature_injection
 from ..methods.spatio_temporal import spatio_temporal_attention
 from ..toyworld import world
-from ..toyworld.measure import contact_sheet, measure, sample_accuracy
+from ..toyworld.measure import measure, sample_accuracy
 from ..toyworld.motion import warp_error
+from ..toyworld.report import contact_sheet
 from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
 from .rows import Rows, arguments, difference, head, line, origin
 

@@ -28,8 +28,9 @@ from ..methods.spatio_temporal import spatio_temporal_attention
 from ..methods.stem import stem_attention
 from ..methods.token_flow import token_flow
 from ..toyworld import world
-from ..toyworld.measure import contact_sheet, measure
+from ..toyworld.measure import measure
 from ..toyworld.motion import warp_error
+from ..toyworld.report import contact_sheet
 from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
 from .measure import peak_bytes
 from .real_clip import FRAMES as REAL_FRAMES

@@ -27,7 +27,8 @@ from ..methods.adaptation import candidates, fit
 from ..methods.gather_swap import gather_swap
 from ..methods.latent_blend import latent_blend
 from ..toyworld import world
-from ..toyworld.measure import consistency, contact_sheet, measure, psnr, sample_accuracy
+from ..toyworld.measure import consistency, measure, psnr, sample_accuracy
+from ..toyworld.report import contact_sheet
 from .cases import CLIPS, WEIGHTS, Case, frames_of
 from .rows import Rows, arguments, difference, head, line, origin
 from .toyworld_via_long import long_table
