@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from datetime import date
 from itertools import product
 from pathlib import Path
 
@@ -21,11 +20,10 @@ from ..methods.clip_direction import best, direction_of, scores
 from ..toyworld import world
 from ..toyworld.detector import draw_frames
 from ..toyworld.measure import measure
-from .toyworld_str import FIRST_SEED, Case, _cell, _commit
+from .cases import FIRST_SEED, WEIGHTS, Case
+from .rows import cell, origin
 
-ROOT = Path(__file__).resolve().parents[1]
-WEIGHTS = ROOT / "toyworld" / "weights"
-TABLE = ROOT / "benchmarks" / "results" / "toyworld_clip.md"
+TABLE = Path(__file__).parent / "results" / "toyworld_clip.md"
 SEED = 4321  # the models are trained on seed 1234
 PICTURES, EDITS, CLIPS, COUNT, STEPS = 512, 256, 32, 4, 10
 KINDS = ("color", "shape", "background")
@@ -74,8 +72,8 @@ def retrieval(clip: ClipEmbedder) -> list[str]:
     picked = fit.argmax(1)
     right = {name: (every[name][picked] == getattr(clips, name)).float() for name in every}
     rows = {"caption": torch.stack(list(right.values())).amin(0), **right}
-    head = HEADER.format(date=date.today(), commit=_commit(), pictures=PICTURES, captions=len(captions))
-    return [head, *(f"| {name} | {_cell(values, 3)} |" for name, values in rows.items())]
+    head = HEADER.format(**origin(), pictures=PICTURES, captions=len(captions))
+    return [head, *(f"| {name} | {cell(values, 3)} |" for name, values in rows.items())]
 
 
 def preferences(clip: ClipEmbedder, vae) -> list[str]:
@@ -91,7 +89,7 @@ def preferences(clip: ClipEmbedder, vae) -> list[str]:
             direction = direction_of(clip, world.captions(source[i : i + 1])[0], world.captions(true[i : i + 1])[0])
             found.append(scores(clip, frame[None], pictures[i], direction))
         first, *rest = torch.tensor(found).T
-        cells = [_cell(first, 2), *(_cell((first > rival).float(), 3) for rival in rest)]
+        cells = [cell(first, 2), *(cell((first > rival).float(), 3) for rival in rest)]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return lines
 
@@ -124,7 +122,7 @@ def choices(clip: ClipEmbedder, model) -> list[str]:
             for kept, pick in zip(taken.values(), picks):
                 kept.append(figures[pick])
         for name, kept in taken.items():
-            cells = [_cell(v, digits) for v, (_, digits) in zip(torch.stack(kept).T, PICKED.values())]
+            cells = [cell(v, digits) for v, (_, digits) in zip(torch.stack(kept).T, PICKED.values())]
             lines.append(f"| {guidance:g}, {image_guidance:g} | {name} | " + " | ".join(cells) + " |")
     return lines
 

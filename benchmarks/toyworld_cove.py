@@ -2,22 +2,16 @@
 
     python -m weft.benchmarks.toyworld_cove run      # every setting on every clip; goes on where it stopped
     python -m weft.benchmarks.toyworld_cove table    # rows -> benchmarks/results/toyworld_cove.md
-    python -m weft.benchmarks.toyworld_cove sheet    # pictures of some clips -> a PNG to look at
+    python -m weft.benchmarks.toyworld_cove sheet    # some clips under the main settings -> toyworld_cove.jpg
 
-Clips, edits and intervals are those of `toyworld_str`. Rows are kept in benchmarks/results/toyworld_cove.jsonl: one a
-setting and clip. `run --part 1/2` does every second clip, for one process a core.
+Rows are kept in benchmarks/results/toyworld_cove.jsonl: one a setting and clip.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections import defaultdict
-from dataclasses import dataclass, replace
-from datetime import date
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -32,22 +26,22 @@ from ..methods.correspondence_attention import correspondence_attention
 from ..methods.injection import feature_injection
 from ..methods.spatio_temporal import spatio_temporal_attention
 from ..toyworld import world
-from ..toyworld.measure import contact_sheet, measure, sample_accuracy
+from ..toyworld.measure import measure, sample_accuracy
 from ..toyworld.motion import warp_error
-from .toyworld_str import CLIPS, FIRST_SEED, ROOT, Case, _cell, _commit
+from ..toyworld.report import contact_sheet
+from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
+from .rows import Rows, arguments, difference, head, line, origin
 
-ROWS = ROOT / "benchmarks" / "results" / "toyworld_cove.jsonl"
-TABLE = ROWS.with_suffix(".md")
-MODEL = ROOT / "toyworld" / "weights" / "image"
+ROWS = Rows("toyworld_cove")
 STEPS, GUIDANCE = 8, 3.0  # dense attention over 2,048 tokens a layer is slow on a CPU
 INJECTION = {"feature_steps": 6, "attention_steps": 6}  # the papers' 40 of 50
 CORRECT = 0.5  # of the sprite's radius
 KEYPOINTS = torch.tensor([[0, 0], [0.5, 0], [-0.5, 0], [0, 0.5], [0, -0.5]])  # of the radius, from the sprite's centre
 MATCHES, GROUND, SPRITE = "correspondences", "edits of the background", "edits of the sprite"
 WARP = {
-    "warp": ("warp error", 1),
-    "warp_sprite": ("on the sprite", 1),
-    "warp_background": ("on the background", 1),
+    "warp": ("warp error", 2),
+    "warp_sprite": ("on the sprite", 2),
+    "warp_background": ("on the background", 2),
 }
 SHOWN = {  # section -> {measure: (heading, digits)}
     MATCHES: {"pck_next": ("PCK, next frame", 3), "pck_all": ("PCK, first frame to all others", 3)},
@@ -80,33 +74,30 @@ class Setting:
     guide: tuple = (("merge_ratio", 0.0),)  # keywords of `correspondence_attention`, as pairs
     inverted: bool = True  # the attention also guides the inversion
     injected: bool = False
+    clips: int = CLIPS
 
 
 def settings() -> list[Setting]:
     """In the order of the tables."""
     edges = [("do nothing (the source)", "source"), ("ceiling (the true edit through the VAE)", "ceiling")]
-    every = _pairs(levels="all", merge_ratio=0.0)
-    main = [
-        ("frame by frame", {}),
-        ("spatio-temporal attention", {"attention": "dense"}),
-        ("COVE, K = 3", {"attention": "cove", "guide": every}),
-        ("COVE, K = 3, finest level only", {"attention": "cove"}),
+    plain = [("frame by frame", {}), ("spatio-temporal attention", {"attention": "dense"})]
+    merged = {"half merged": {}, "pairs merged": {"merging": "pairs"}}
+    everywhere = [
+        *(_cove(f"COVE, K = {k}", k, levels="all") for k in (1, 3, 5)),
+        *(_cove(f"COVE, K = 3, {name}", levels="all", merge_ratio=0.5, **how) for name, how in merged.items()),
     ]
-    variants = [
-        ("COVE, K = 1", {"match": _pairs(top_k=1), "guide": every}),
-        ("COVE, K = 5", {"match": _pairs(top_k=5), "guide": every}),
-        ("COVE, K = 3, half merged", {"guide": _pairs(levels="all", merge_ratio=0.5)}),
-        ("COVE, K = 3, pairs merged", {"guide": _pairs(levels="all", merge_ratio=0.5, merging="pairs")}),
+    finest = [
+        *(_cove(f"COVE, K = {k}, finest level only", k) for k in (1, 3, 5)),
+        _cove("COVE, K = 3, finest level only, half merged", merge_ratio=0.5),
     ]
     return [
         *(Setting(name, GROUND, kind) for name, kind in edges),
-        *(Setting(name, GROUND, **numbers) for name, numbers in main),
-        *(Setting(name, GROUND, attention="cove", **numbers) for name, numbers in variants),
+        *(Setting(name, GROUND, **numbers) for name, numbers in (*plain, *everywhere, finest[1])),
         *(Setting(name, SPRITE, kind) for name, kind in edges),
-        *(Setting(name, SPRITE, injected=True, **numbers) for name, numbers in main),
+        *(Setting(name, SPRITE, injected=True, **numbers) for name, numbers in (*plain, everywhere[1], *finest)),
         Setting("stand still", MATCHES, "still"),
-        Setting("DIS optical flow", MATCHES, "flow"),
-        Setting("DIS optical flow, frames twice as large", MATCHES, "flow", enlarge=2),
+        Setting(FLOW, MATCHES, "flow"),
+        Setting(f"{FLOW}, frames twice as large", MATCHES, "flow", enlarge=2),
         Setting("features, 16x16 (the grid of the edits)", MATCHES, "match"),
         Setting("features, 16x16, ensemble 8", MATCHES, "match", _pairs(ensemble=8)),
         Setting("features, frames twice as large, 32x32", MATCHES, "match", enlarge=2),
@@ -114,31 +105,30 @@ def settings() -> list[Setting]:
     ]
 
 
+def _cove(name: str, top_k: int = 3, merge_ratio: float = 0.0, **numbers) -> tuple[str, dict]:
+    guide = _pairs(merge_ratio=merge_ratio, **numbers)
+    return name, {"attention": "cove", "match": _pairs(top_k=top_k), "guide": guide}
+
+
 def _pairs(**numbers) -> tuple:
     return tuple(numbers.items())
 
 
 def case_of(index: int, section: str) -> Case:
-    """The clip of `toyworld_str` with its edit, or with another background: color and pattern."""
-    case = Case.of(index)
-    if section != GROUND:
-        return case
-    generator = torch.Generator().manual_seed(FIRST_SEED + index)
-    return replace(case, target=world.edit(case.source, generator, ("background", "pattern")))
+    return Case.of_background(index) if section == GROUND else Case.of(index)
 
 
 class Bench:
     """Runs settings on cases."""
 
-    def __init__(self, model: Path = MODEL):
-        self.backbone = load_backbone(model, name="toyworld/image")
+    def __init__(self):
+        self.backbone = load_backbone(WEIGHTS / "image", name="toyworld/image")
         self.latents = lru_cache(maxsize=4)(self._latents)
         self.found = lru_cache(maxsize=16)(self._found)
 
-    def row(self, case: Case, setting: Setting) -> dict:
-        figures = {"match": self.tracked, "flow": self.tracked, "still": self.tracked}.get(setting.kind, self.edited)
-        names = {"setting": setting.name, "section": setting.section, "clip": case.index}
-        return names | {name: round(value, 6) for name, value in figures(case, setting).items()}
+    def row(self, setting: Setting, clip: int) -> dict[str, float]:
+        figures = self.tracked if setting.section == MATCHES else self.edited
+        return figures(case_of(clip, setting.section), setting)
 
     # ---- correspondences --------------------------------------------------------------------------------------------
 
@@ -189,7 +179,7 @@ class Bench:
     def frames(self, case: Case, setting: Setting) -> Tensor:
         """[F, H, W, 3] in 0..1: the edited clip."""
         if setting.kind != "edit":
-            frames = world.render(case.source if setting.kind == "source" else case.target)[0][0].movedim(1, -1)
+            frames = frames_of(case.source if setting.kind == "source" else case.target)
             return frames if setting.kind == "source" else self.backbone.decode(self.backbone.encode(frames))
         plan = self.plan(case, setting)
         if setting.injected:
@@ -237,57 +227,26 @@ def _by_standing(case: Case, setting: Setting):
 # ---- rows and tables ------------------------------------------------------------------------------------------------
 
 
-def run(part: int, parts: int, clips: int, model: Path, only: str) -> None:
-    bench = Bench(model)
-    done = {(r["setting"], r["section"], r["clip"]) for r in read_rows()}
-    first = [s for s in settings() if s.section == GROUND and s.name in SEEN]
-    # Clip by clip: a run that is stopped has every difference between settings on the same clips.
-    for some, index in product((first, [s for s in settings() if s not in first]), range(part, clips, parts)):
-        for setting in some:
-            if (setting.name, setting.section, index) in done or only not in f"{setting.section}: {setting.name}":
-                continue
-            row = bench.row(case_of(index, setting.section), setting)
-            with ROWS.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
-
-
-def read_rows() -> list[dict]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def table() -> str:
-    groups: dict[tuple[str, str], dict[int, dict]] = defaultdict(dict)
-    for row in read_rows():
-        groups[row["section"], row["setting"]][row["clip"]] = row
-    numbers = {"date": date.today(), "commit": _commit(), "clips": CLIPS, "seed": FIRST_SEED, "steps": STEPS}
-    lines = [HEADER.format(guidance=GUIDANCE, **numbers)]
-    for section in SHOWN:
-        shown = SHOWN[section]
+    numbers = {"clips": CLIPS, "seed": FIRST_SEED, "steps": STEPS, "guidance": GUIDANCE}
+    groups, lines = ROWS.groups(), [HEADER.format(**numbers, **origin())]
+    for section, shown in SHOWN.items():
         rows = [s for s in settings() if s.section == section and (section, s.name) in groups]
-        if not rows:
-            continue
-        lines += [f"\n## {section.capitalize()}\n", TEXTS.get(section, "")]
-        lines += ["| | n | " + " | ".join(h for h, _ in shown.values()) + " |", "|---" * (len(shown) + 2) + "|"]
-        for setting in rows:
-            clips = groups[section, setting.name].values()
-            cells = [_cell(torch.tensor([r[m] for r in clips]), d) for m, (_, d) in shown.items()]
-            lines.append(f"| {setting.name} | {len(clips)} | " + " | ".join(cells) + " |")
-        if section != MATCHES:
-            lines += _differences(groups, section, rows)
+        lines += [f"\n## {section.capitalize()}\n", TEXTS[section], *head(shown)]
+        lines += [line(s.name, groups[section, s.name].values(), shown) for s in rows]
+        lines += _differences(groups, section, rows)
     return "\n".join(lines) + "\n"
 
 
 def _differences(groups, section: str, rows: list[Setting]) -> list[str]:
-    shown, lines = list(SHOWN[section])[:5], []
-    for base in (s for s in rows if s.kind == "edit" and s.attention in ("", "dense")):
-        lines += [f'\nDifferences to "{base.name}", clip by clip:\n']
-        lines += ["| | n | " + " | ".join(SHOWN[section][m][0] for m in shown) + " |", "|---" * (len(shown) + 2) + "|"]
-        for setting in rows:
-            mine, other = groups[section, setting.name], groups[section, base.name]
-            both = sorted(set(mine) & set(other))
-            if setting.kind == "edit" and setting != base and both:
-                cells = [_cell(torch.tensor([mine[i][m] - other[i][m] for i in both]), 2, "+") for m in shown]
-                lines.append(f"| {setting.name} | {len(both)} | " + " | ".join(cells) + " |")
+    shown, lines = dict(list(SHOWN[section].items())[:5]), []
+    others = [s for s in rows if s.kind not in ("source", "ceiling")]
+    for base in (s for s in others if s.name in BASES):
+        lines += [f'\nDifferences to "{base.name}", clip by clip:\n', *head(shown)]
+        for s in others:
+            comparable = section != MATCHES or (s.kind == "match" and s.enlarge == base.enlarge)
+            if s != base and comparable:
+                lines += difference(s.name, groups[section, s.name], groups[section, base.name], shown)
     return lines
 
 
@@ -319,37 +278,31 @@ matches places of 2 pixels.
 
 
 SEEN = ("do nothing (the source)", "frame by frame", "spatio-temporal attention", "COVE, K = 3")
+FLOW = "DIS optical flow"
+BASES = (*SEEN[1:3], FLOW, f"{FLOW}, frames twice as large")
 
 
-def sheet(path: Path, indices: list[int], model: Path) -> None:
-    """A PNG of the main settings on some clips, for the eye."""
-    bench, rows, labels = Bench(model), [], []
+def sheet(indices: tuple[int, ...] = (0, 1)) -> None:
+    """Some clips under the main settings, for the eye."""
+    bench, rows, labels = Bench(), [], []
     for section, index in product((GROUND, SPRITE), indices):
         case = case_of(index, section)
         for setting in (s for s in settings() if s.section == section and s.name in SEEN):
             rows.append(bench.frames(case, setting))
             labels.append(f"clip {index}: {setting.name}")
-        rows.append(world.render(case.target)[0][0])
+        rows.append(frames_of(case.target))
         labels.append(f"clip {index}: truth")
-    contact_sheet(rows, path, 2, labels)
+    contact_sheet(rows, ROWS.file.with_suffix(".jpg"), 2, labels)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table", "sheet"))
-    parser.add_argument("--part", default="1/1", help="i/n: every n-th clip, from the i-th")
-    parser.add_argument("--clips", type=int, default=CLIPS)
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--only", default="", help="settings whose 'section: name' contains this")
-    parser.add_argument("--sheet", type=Path, default=ROOT / "toyworld" / "runs" / "cove.png", help="where it goes")
-    arguments = parser.parse_args()
-    if arguments.what == "run":
-        part, parts = (int(n) for n in arguments.part.split("/"))
-        run(part - 1, parts, arguments.clips, arguments.model, arguments.only)
-    elif arguments.what == "table":
-        TABLE.write_text(table())
+    work = arguments(__doc__, "sheet")
+    if work.what == "run":
+        ROWS.fill(settings(), Bench().row, work)
+    elif work.what == "table":
+        ROWS.table.write_text(table())
     else:
-        sheet(arguments.sheet, [0, 1], arguments.model)
+        sheet()
 
 
 if __name__ == "__main__":

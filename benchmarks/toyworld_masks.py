@@ -8,10 +8,8 @@ The clips and their edits are those of `toyworld_str`. Rows are kept in benchmar
 
 from __future__ import annotations
 
-import argparse
-import json
-from datetime import date
-from pathlib import Path
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ from ..backbones.detector import load_detector
 from ..backbones.loading import load_backbone
 from ..backbones.sam import load_segmenter
 from ..engine.inversion import invert
-from ..engine.nouns import PLAIN
+from ..engine.nouns import PLAIN, Trajectory
 from ..engine.sampling import edit
 from ..methods.latent_blend import latent_blend
 from ..methods.mask.find import find
@@ -31,12 +29,11 @@ from ..methods.str_match import str_latent_optimizer
 from ..toyworld import world
 from ..toyworld.measure import measure
 from ..toyworld.sam import iou, pick
-from .toyworld_str import BEST, CLIPS, FIRST_SEED, Case, _cell, _commit
+from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
+from .rows import Rows, arguments, cell, difference, head, line, origin
+from .toyworld_str import BEST
 
-ROOT = Path(__file__).resolve().parents[1]
-ROWS = ROOT / "benchmarks" / "results" / "toyworld_masks.jsonl"
-TABLE = ROWS.with_suffix(".md")
-WEIGHTS = ROOT / "toyworld" / "weights"
+ROWS = Rows("toyworld_masks")
 STEPS, GUIDANCE = 30, 4.0
 THRESHOLD = 0.25  # the node's default
 MASKS = {  # measure -> (heading, digits)
@@ -58,7 +55,20 @@ EDITS = {
     "psnr_truth": ("PSNR to truth", 2),
     "centroid_error_px": ("centroid px", 2),
 }
-PLANS = ("exact mask", "tracked mask")
+EXACT, TRACKED = "exact mask", "tracked mask"
+MASKED, INSIDE = "masks", "edits"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row a clip."""
+
+    section: str
+    name: str
+    clips: int = CLIPS
+
+
+SETTINGS = [Setting(MASKED, MASKED), *(Setting(INSIDE, name, 9) for name in (EXACT, TRACKED))]
 
 
 class Bench:
@@ -66,13 +76,16 @@ class Bench:
         self.sam = load_segmenter(WEIGHTS / "sam" / "sam.safetensors", name="toyworld/sam")
         self.detector = load_detector(WEIGHTS / "detector", name="toyworld/detector")
         self.backbone = load_backbone(WEIGHTS / "video", name="toyworld/video")
+        self.inverted = lru_cache(maxsize=16)(self._inverted)
 
-    def row(self, index: int, section: str) -> dict:
-        case = Case.of(index)
+    def row(self, setting: Setting, clip: int) -> dict[str, float]:
+        case = Case.of(clip)
         video, alpha = world.render(case.source)
         frames, truth = video[0].movedim(1, -1), alpha[0] > 0.5
-        figures = (self.masks if section == "masks" else self.edits)(case, frames, truth)
-        return {"section": section, "clip": index, **figures}
+        if setting.section == MASKED:
+            return self.masks(case, frames, truth)
+        mask = case.mask if setting.name == EXACT else self.clicked(case, frames, truth, 0)[1].float()
+        return self.edited(case, frames, mask)
 
     def masks(self, case: Case, frames: Tensor, truth: Tensor) -> dict[str, float]:
         """IoUs. A click is anywhere on the sprite."""
@@ -114,34 +127,19 @@ class Bench:
         mask = segment(self.sam, frames, read_prompts(f"{x},{y}", frame=k)).masks
         return mask.bool(), track(self.sam, frames, mask, at=(k,)).masks.bool()
 
-    def edits(self, case: Case, frames: Tensor, truth: Tensor) -> dict[str, dict[str, float]]:
-        """The masked STR-Match edit with each mask."""
+    def edited(self, case: Case, frames: Tensor, mask: Tensor) -> dict[str, float]:
+        """The STR-Match edit inside a mask."""
         model = self.backbone
-        source, target = (world.captions(clips)[0] for clips in (case.source, case.target))
-        trajectory = invert(model, model.encode(frames), model.embed(source), steps=STEPS)
-        rows = {}
-        for name, mask in zip(PLANS, (case.mask, self.clicked(case, frames, truth, 0)[1].float()), strict=True):
-            plan = latent_blend(str_latent_optimizer(PLAIN, strength=BEST), mask)
-            prompts = {"negative": model.embed(""), "plan": plan, "guidance": GUIDANCE}
-            edited = model.decode(edit(model, trajectory, model.embed(target), **prompts))
-            figures = measure(edited.movedim(-1, 1)[None], case.source, case.target)
-            rows[name] = {measured: round(figures[measured].item(), 6) for measured in EDITS}
-        return rows
+        plan = latent_blend(str_latent_optimizer(PLAIN, strength=BEST), mask)
+        prompts = {"negative": model.embed(""), "plan": plan, "guidance": GUIDANCE}
+        target = model.embed(world.captions(case.target)[0])
+        video = model.decode(edit(model, self.inverted(case.index), target, **prompts))
+        figures = measure(video.movedim(-1, 1)[None], case.source, case.target)
+        return {measured: figures[measured].item() for measured in EDITS}
 
-
-def run(clips: int) -> None:
-    bench = Bench()
-    done = {(row["section"], row["clip"]) for row in read_rows()}
-    for section in ("masks", "edits"):
-        for index in range(clips):
-            if (section, index) not in done:
-                row = bench.row(index, section)
-                with ROWS.open("a") as stream:
-                    stream.write(json.dumps(row) + "\n")
-
-
-def read_rows() -> list[dict]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    def _inverted(self, clip: int) -> Trajectory:
+        model, source = self.backbone, Case.of(clip).source
+        return invert(model, model.encode(frames_of(source)), model.embed(world.captions(source)[0]), steps=STEPS)
 
 
 HEADER = """# Masks on the toy world
@@ -170,39 +168,28 @@ pixels. Background counts pixels more than 2 px from either sprite.
 
 
 def table() -> str:
-    masks, edits = ([row for row in read_rows() if row["section"] == section] for section in ("masks", "edits"))
-    lines = [HEADER.format(n=len(masks), seed=FIRST_SEED, date=date.today(), commit=_commit())]
-    lines += ["| | IoU |", "|---|---|"]
-    for name, (heading, digits) in MASKS.items():
-        lines.append(f"| {heading} | {_cell(torch.tensor([r[name] for r in masks]), digits)} |")
+    groups = ROWS.groups()
+    masks, exact, tracked = (groups[s.section, s.name] for s in SETTINGS)
+    measured = {name: torch.tensor([row[name] for row in masks.values()]) for name in (*MASKS, *SCORES)}
+    lines = [HEADER.format(n=len(masks), seed=FIRST_SEED, **origin()), "| | IoU |", "|---|---|"]
+    lines += [f"| {heading} | {cell(measured[name], digits)} |" for name, (heading, digits) in MASKS.items()]
     lines += [SCORED, "| words | score |", "|---|---|"]
-    for name, (heading, digits) in SCORES.items():
-        lines.append(f"| {heading} | {_cell(torch.tensor([r[name] for r in masks]), digits)} |")
-    right, *wrong = (torch.tensor([r[name] for r in masks]) for name in SCORES)
+    lines += [f"| {heading} | {cell(measured[name], digits)} |" for name, (heading, digits) in SCORES.items()]
+    right, *wrong = (measured[name] for name in SCORES)
     ahead, over = ((right > torch.stack(wrong).amax(0)), torch.stack(wrong) >= THRESHOLD)
-    lines.append(f"| share of clips where the right words score best | {_cell(ahead.float(), 2)} |")
-    lines.append(f"| share of wrong words at {THRESHOLD:g} and over | {_cell(over.float().mean(0), 2)} |")
-    lines += [EDITED.format(n=len(edits), steps=STEPS, strength=BEST, guidance=GUIDANCE)]
-    lines += ["| | " + " | ".join(h for h, _ in EDITS.values()) + " |", "|---" * (len(EDITS) + 1) + "|"]
-    measured = {plan: {m: torch.tensor([r[plan][m] for r in edits]) for m in EDITS} for plan in PLANS}
-    for plan in PLANS:
-        cells = [_cell(measured[plan][m], digits) for m, (_, digits) in EDITS.items()]
-        lines.append(f"| {plan} | " + " | ".join(cells) + " |")
-    exact, tracked = (measured[plan] for plan in PLANS)
-    cells = [_cell(tracked[m] - exact[m], digits, "+") for m, (_, digits) in EDITS.items()]
-    lines.append("| difference, clip by clip | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    lines.append(f"| share of clips where the right words score best | {cell(ahead.float(), 2)} |")
+    lines.append(f"| share of wrong words at {THRESHOLD:g} and over | {cell(over.float().mean(0), 2)} |")
+    lines += [EDITED.format(n=len(exact), steps=STEPS, strength=BEST, guidance=GUIDANCE), *head(EDITS)]
+    lines += [line(name, rows.values(), EDITS) for name, rows in ((EXACT, exact), (TRACKED, tracked))]
+    return "\n".join([*lines, *difference("difference, clip by clip", tracked, exact, EDITS)]) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--clips", type=int, default=CLIPS)
-    arguments = parser.parse_args()
-    if arguments.what == "run":
-        run(arguments.clips)
+    work = arguments(__doc__)
+    if work.what == "run":
+        ROWS.fill(SETTINGS, Bench().row, work)
     else:
-        TABLE.write_text(table())
+        ROWS.table.write_text(table())
 
 
 if __name__ == "__main__":

@@ -1,33 +1,26 @@
-"""STEM inversion on held-out toy clips: does it give the clip back, and does it make TokenFlow and FateZero better?
+"""STEM inversion on held-out toy clips: what comes back, what an edit makes of it, and what it costs.
 
     python -m weft.benchmarks.toyworld_stem run      # every setting on every clip; goes on where it stopped
     python -m weft.benchmarks.toyworld_stem table    # rows -> benchmarks/results/toyworld_stem.md
-    python -m weft.benchmarks.toyworld_stem sheet    # one clip as a picture: source, edits, truth
+    python -m weft.benchmarks.toyworld_stem sheet    # one clip under every editor -> toyworld_stem.jpg
 
-The clips are those of `toyworld_str`. A reconstruction inverts a clip and samples it again under its own prompt,
-without guidance, with the same attention in both; an edit inverts it with one attention and samples it with an editor.
-Rows are kept in benchmarks/results/toyworld_stem.jsonl, one a setting and clip, clip by clip: a run that is stopped has
-the same clips in all settings. `run --part 1/2` does every second clip, for one process a core.
+Rows are kept in benchmarks/results/toyworld_stem.jsonl: one a setting and clip.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
-from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
-from pathlib import Path
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from ..backbones.loading import load_backbone
 from ..engine.inversion import invert
 from ..engine.monitor import Recording
-from ..engine.nouns import PLAIN, EditPlan
+from ..engine.nouns import PLAIN, EditPlan, Trajectory
 from ..engine.sampling import edit
 from ..methods.evaluate import psnr
 from ..methods.fate_zero import fate_zero
@@ -37,17 +30,20 @@ from ..methods.token_flow import token_flow
 from ..toyworld import world
 from ..toyworld.measure import measure
 from ..toyworld.motion import warp_error
-from .toyworld_str import CLIPS, FIRST_SEED, Case, _cell, _commit
+from ..toyworld.report import contact_sheet
+from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
+from .measure import peak_bytes
+from .real_clip import FRAMES as REAL_FRAMES
+from .real_clip import SIZE as REAL_PIXELS
+from .real_clip import flow_warp_error, real_clip
+from .rows import Clips, Rows, arguments, difference, head, line, origin
 
-ROOT = Path(__file__).resolve().parents[1]
-ROWS = ROOT / "benchmarks" / "results" / "toyworld_stem.jsonl"
-TABLE, SHEET = ROWS.with_suffix(".md"), ROWS.with_suffix(".jpg")
-MODEL = ROOT / "toyworld" / "weights" / "image"
+ROWS = Rows("toyworld_stem")
 STEPS, GUIDANCE = 10, 4.0
-FRAMES, CELLS = 8, 16 * 16  # of a toy clip
+FRAMES = 8  # of a toy clip
 PAPER, WARM = "Reconstruction, the paper's inversion", "Reconstruction, warm start"
+REAL, REAL_WARM = "A real clip, the paper's inversion", "A real clip, warm start"
 EDITS, WARM_EDITS = "Edits, the paper's inversion", "Edits, warm start"
-FEWER = 8  # clips of the settings that matter less
 RECONSTRUCTION = {  # measure -> (heading, digits)
     "psnr": ("PSNR to source", 2),
     "ssim": ("SSIM", 4),
@@ -56,6 +52,7 @@ RECONSTRUCTION = {  # measure -> (heading, digits)
     "noise_std": ("std of the noise", 2),
     "dead": ("dead bases", 2),
     "seconds": ("CPU s", 1),
+    "peak_mb": ("peak MB", 0),
 }
 EDITED = {
     "target_accuracy": ("target accuracy", 2),
@@ -77,33 +74,43 @@ class Setting:
     attention: str = ""  # of the inversion: "", "dense" or "stem"
     numbers: dict = field(default_factory=dict)  # of `stem_attention`
     editor: str = ""  # "plain", "token_flow", "fate_zero", "fate_zero_shared"; "" reconstructs
-    convention: str = "paper"
     clips: int = CLIPS
+    kind: str = "run"  # or "vae": the clip through the VAE, which is all that can come back
 
     @property
     def key(self) -> tuple[str, str]:
         return self.section, self.name
 
+    @property
+    def convention(self) -> str:
+        return "warm_start" if self.section in (WARM, WARM_EDITS, REAL_WARM) else "paper"
+
+    @property
+    def real(self) -> bool:
+        return self.section in (REAL, REAL_WARM)
+
+
+DENSE = ("DDIM + spatio-temporal attention", "dense", {})
+DDIM, K64 = ("DDIM", "", {}), ("STEM, K = 64", "stem", {"bases": 64})
+
 
 def settings() -> list[Setting]:
-    stem = [(16, 5), (64, 5), (256, 5), (64, 1), (64, 3)]
-    found = [
-        Setting("DDIM", PAPER),
-        Setting("DDIM + spatio-temporal attention", PAPER, "dense"),
-        *(Setting(f"STEM, K = {k}, R = {r}", PAPER, "stem", {"bases": k, "iterations": r}) for k, r in stem),
+    many = [
+        (f"STEM, K = {k}, R = {r}", "stem", {"bases": k, "iterations": r})
+        for k, r in ((16, 5), (64, 5), (256, 5), (64, 1), (64, 3))
     ]
-    ddim, k64 = ("DDIM", "", {}), ("STEM, K = 64", "stem", {"bases": 64})
-    for editor, title in EDITORS.items():
-        for name, attention, numbers in (ddim, k64):
-            found.append(Setting(f"{title}, {name} inversion", EDITS, attention, numbers, editor))
+    found = []
+    for section, ways in ((PAPER, (DDIM, DENSE, *many)), (WARM, (DDIM, DENSE, K64))):
+        found += [Setting(name, section, attention, numbers) for name, attention, numbers in ways]
+    for section in (EDITS, WARM_EDITS):
+        for editor, title in EDITORS.items():
+            for name, attention, numbers in (DDIM, K64):
+                found.append(Setting(f"{title}, {name} inversion", section, attention, numbers, editor))
     shared = "FateZero on shared bases (ours), STEM, K = 64 inversion"
-    found.append(Setting(shared, EDITS, *k64[1:], "fate_zero_shared"))
-    warm = {"convention": "warm_start", "clips": FEWER}
-    for name, attention, numbers in (ddim, ("DDIM + spatio-temporal attention", "dense", {}), k64):
-        found.append(Setting(name, WARM, attention, numbers, **warm))
-    for editor, title in EDITORS.items():
-        for name, attention, numbers in (ddim, k64):
-            found.append(Setting(f"{title}, {name} inversion", WARM_EDITS, attention, numbers, editor, **warm))
+    found.append(Setting(shared, EDITS, *K64[1:], "fate_zero_shared"))
+    for section in (REAL, REAL_WARM):
+        found.append(Setting("the clip through the VAE", section, clips=1, kind="vae"))
+        found += [Setting(name, section, attention, n, clips=1) for name, attention, n in (DDIM, DENSE, *many)]
     return found
 
 
@@ -113,28 +120,30 @@ EDITORS = {"plain": "plain edit", "token_flow": "TokenFlow", "fate_zero": "FateZ
 class Bench:
     """Runs settings on cases; trajectories of the clip at hand are kept for the editors."""
 
-    def __init__(self, model: Path = MODEL):
-        self.backbone = load_backbone(model, name="toyworld/image")
-        self.case, self.kept = -1, {}
+    def __init__(self):
+        self.backbone = load_backbone(WEIGHTS / "image", name="toyworld/image")
+        self.clip, self.kept = None, {}
 
-    def inverted(self, case: Case, s: Setting):
-        """(source frames, trajectory, CPU seconds, share of dead bases)"""
-        if self.case != case.index:
-            self.case, self.kept = case.index, {}
+    def source(self, clip: int, s: Setting) -> Tensor:
+        return real_clip() if s.real else frames_of(Case.of(clip).source)
+
+    def inverted(self, clip: int, s: Setting):
+        """(trajectory, CPU seconds, share of dead bases)"""
+        if self.clip != (clip, s.real):
+            self.clip, self.kept = (clip, s.real), {}
         numbers = {"iterations": 5, **s.numbers} if s.numbers else {}
         key = (s.attention, *sorted(numbers.items()), s.convention)
         if key not in self.kept:
-            frames = world.render(case.source)[0][0].movedim(1, -1)
-            latents, prompt = self.backbone.encode(frames), self.backbone.embed(world.captions(case.source)[0])
             log, start = Recording(), time.process_time()
-            plan = self.attention(s)
-            trajectory = invert(
-                self.backbone, latents, prompt, steps=STEPS, convention=s.convention, plan=plan, monitor=log
-            )
+            trajectory = self.inversion(clip, s)(steps=STEPS, monitor=log)
             dead = [r["dead_bases"] for r in log.records]
-            seconds = time.process_time() - start
-            self.kept[key] = frames, trajectory, seconds, sum(dead) / len(dead) if dead else math.nan
+            self.kept[key] = trajectory, time.process_time() - start, sum(dead) / len(dead) if dead else math.nan
         return self.kept[key]
+
+    def inversion(self, clip: int, s: Setting) -> Callable[..., Trajectory]:
+        prompt = self.backbone.embed("" if s.real else world.captions(Case.of(clip).source)[0])
+        latents = self.backbone.encode(self.source(clip, s))
+        return partial(invert, self.backbone, latents, prompt, convention=s.convention, plan=self.attention(s))
 
     def attention(self, s: Setting) -> EditPlan:
         if s.attention == "dense":
@@ -151,41 +160,52 @@ class Bench:
             return fate_zero(stem_attention(PLAIN, shared=True, **s.numbers), words=words, key_frames="own")
         return PLAIN
 
-    def frames(self, case: Case, s: Setting) -> Tensor:
+    def frames(self, clip: int, s: Setting) -> Tensor:
         """[F, H, W, 3] in 0..1: the clip given back, or edited."""
-        _, trajectory, _, _ = self.inverted(case, s)
+        if s.kind == "vae":
+            return self.through_vae(clip, s)
+        trajectory = self.inverted(clip, s)[0]
         if not s.editor:
             latents = edit(self.backbone, trajectory, trajectory.prompt, plan=self.attention(s), guidance=1)
         else:
+            case = Case.of(clip)
             positive, negative = self.backbone.embed(world.captions(case.target)[0]), self.backbone.embed("")
             plan = self.editor(case, s)
             latents = edit(self.backbone, trajectory, positive, negative=negative, plan=plan, guidance=GUIDANCE)
         return self.backbone.decode(latents)
 
-    def row(self, case: Case, s: Setting) -> dict:
+    def through_vae(self, clip: int, s: Setting) -> Tensor:
+        return self.backbone.decode(self.backbone.encode(self.source(clip, s)))
+
+    def row(self, s: Setting, clip: int) -> dict[str, float]:
+        seconds = 0 if s.kind == "vae" else self.inverted(clip, s)[1]
+        start = time.process_time()
+        frames = self.frames(clip, s)
+        seconds += time.process_time() - start
+        if not s.editor:
+            return self.given_back(clip, s, frames) | {"seconds": seconds}
+        case, video = Case.of(clip), frames.movedim(-1, 1)[None]
+        figures = {name: value.item() for name, value in measure(video, case.source, case.target).items()}
+        return figures | {"warp_error": warp_error(video, case.target).item(), "seconds": seconds}
+
+    def given_back(self, clip: int, s: Setting, frames: Tensor) -> dict[str, float]:
         from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-        source, trajectory, seconds, dead = self.inverted(case, s)
-        start = time.process_time()
-        frames = self.frames(case, s)
-        seconds += time.process_time() - start
-        video = frames.movedim(-1, 1)
-        if s.editor:
-            figures = {name: value.item() for name, value in measure(video[None], case.source, case.target).items()}
-            figures["warp_error"] = warp_error(video[None], case.target).item()
+        source = self.source(clip, s)
+        video, like = frames.movedim(-1, 1), source.movedim(-1, 1)
+        figures = {"psnr": psnr(frames, source), "ssim": ssim(video, like, data_range=1.0).item()}
+        if s.real:
+            figures["warp_error"] = flow_warp_error(frames, source)
         else:
-            vae = self.backbone.decode(self.backbone.unscale(trajectory.latents[0]))
-            figures = {
-                "psnr": psnr(frames, source),
-                "psnr_vae": psnr(frames, vae),
-                "ssim": ssim(video, source.movedim(-1, 1), data_range=1.0).item(),
-                "warp_error": warp_error(video[None], case.source).item(),
-                "noise_std": trajectory.noise_std,
-                "dead": dead,
-            }
-        figures["seconds"] = seconds
-        names = {"section": s.section, "setting": s.name, "clip": case.index}
-        return names | {name: round(value, 6) for name, value in figures.items()}
+            figures["warp_error"] = warp_error(video[None], Case.of(clip).source).item()
+        if s.kind == "vae":
+            return figures
+        trajectory, _, dead = self.inverted(clip, s)
+        figures |= {"psnr_vae": psnr(frames, self.through_vae(clip, s)), "noise_std": trajectory.noise_std}
+        figures["dead"] = dead
+        if clip == 0:  # it is the same for all
+            figures["peak_mb"] = peak_bytes(partial(self.inversion(clip, s), steps=1)) / 2**20
+        return figures
 
 
 def changed_words(case: Case) -> tuple[str, ...]:
@@ -194,37 +214,16 @@ def changed_words(case: Case) -> tuple[str, ...]:
     return tuple(a for a, b in zip(old, new) if a != b)
 
 
-def run(part: int, parts: int, clips: int, model: Path, only: str) -> None:
-    bench = Bench(model)
-    done = {(r["section"], r["setting"], r["clip"]) for r in read_rows()}
-    for index in range(part, clips, parts):
-        for s in settings():
-            if index < s.clips and (*s.key, index) not in done and only in f"{s.section}: {s.name}":
-                with ROWS.open("a") as stream:
-                    stream.write(json.dumps(bench.row(Case.of(index), s)) + "\n")
-
-
-def read_rows() -> list[dict]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def table() -> str:
-    groups: dict[tuple[str, str], dict[int, dict]] = defaultdict(dict)
-    for row in read_rows():
-        groups[row["section"], row["setting"]][row["clip"]] = row
-    header = HEADER.format(date=date.today(), commit=_commit(), clips=CLIPS, seed=FIRST_SEED, steps=STEPS)
-    lines = [header]
+    groups = ROWS.groups()
+    numbers = {"clips": CLIPS, "seed": FIRST_SEED, "steps": STEPS, "real": REAL_FRAMES, "pixels": REAL_PIXELS}
+    lines = [HEADER.format(**numbers, **origin())]
     for section in dict.fromkeys(s.section for s in settings() if s.key in groups):
-        shown = RECONSTRUCTION if section in (PAPER, WARM) else EDITED
-        cost = section == PAPER
-        heads = [h for h, _ in shown.values()] + ["GFLOP a step"] * cost
-        lines += [f"\n## {section}\n", "| | n | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+        shown, cost = (EDITED, ()) if section in (EDITS, WARM_EDITS) else (RECONSTRUCTION, ("GFLOP a step",))
+        lines += [f"\n## {section}\n", *head(shown, *cost)]
         for s in (s for s in settings() if s.section == section and s.key in groups):
-            rows = groups[s.key].values()
-            cells = [_mean(torch.tensor([r[m] for r in rows]), d) for m, (_, d) in shown.items()]
-            lines.append(f"| {s.name} | {len(rows)} | " + " | ".join(cells + [f"{gflop(s):.2f}"] * cost) + " |")
-    lines += ["\n## STEM against DDIM, clip by clip\n", *differences(groups)]
-    return "\n".join(lines) + "\n"
+            lines.append(line(s.name, groups[s.key].values(), shown, *(gflop(s) for _ in cost)))
+    return "\n".join([*lines, "\n## STEM against DDIM, clip by clip\n", *differences(groups)]) + "\n"
 
 
 HEADER = """# STEM inversion on the toy world
@@ -241,84 +240,76 @@ self-attention of one evaluation of a clip, counted from the formulas (2 a multi
 
 Edits: a third of the clips changes color, a third shape, a third both; guidance 4, empty negative prompt. TokenFlow
 takes 4 frames a keyframe and injects features in 8 and attention in 5 of the 10 steps. FateZero is given the words that
-change, and its frames attend to themselves. Settings that matter less run on fewer clips (n).
+change, and its frames attend to themselves.
+
+Peak: the most that tensors take at once in one step of the inversion of the first clip, measured.
 
 How to read it: where the inversion is poor, the bases make it far better, and every editor with it. 16 bases or a
 single round do nearly as well, and dense attention over all frames does not help; which suggests that it is coarse
 attention that steadies such an inversion, rather than a faithful summary of the clip. With warm start, plain DDIM
 leaves nothing to repair, and the editors are no better off with the bases.
 
-Not done: a real clip. None is shipped, and the toy world's VAE knows the toy world only."""
+The real clip is {real} frames of "carphone" at {pixels}x{pixels}, with an empty prompt. Neither the VAE nor the network
+has seen anything like it, and what the VAE alone gives back bounds what can be had. Its warp error goes along the
+source's optical flow."""
 
 
-def gflop(s: Setting) -> float:
-    """Self-attention of one evaluation of a toy clip."""
-    total = 0.0
-    for tokens, width, layers in LAYERS:
-        n = FRAMES * tokens
+def gflop(s: Setting) -> str:
+    """Self-attention of one evaluation of a clip."""
+    total, (frames, side) = 0.0, REAL_SIZE if s.real else TOY_SIZE
+    for octaves, width, layers in LAYERS:
+        tokens = (side >> octaves) ** 2
+        n = frames * tokens
         if s.attention == "stem":
             k, r = min(s.numbers["bases"], n // 2), s.numbers.get("iterations", 5)
             products = n * k * (2 * r + 2) + 2 * n * k  # E and M r times, values once more; queries to bases
         else:
             products = 2 * n * (n if s.attention == "dense" else tokens)
         total += 2 * products * width * layers / 1e9
-    return total
+    return "" if s.kind == "vae" else f"{total:.2f}"
 
 
-LAYERS = ((CELLS, 32, 3), (CELLS // 4, 64, 4))  # tokens of a frame, width, how many
+LAYERS = ((0, 32, 3), (1, 64, 4))  # halvings of the latent grid, width, how many
+TOY_SIZE, REAL_SIZE = (FRAMES, world.SIZE // 4), (REAL_FRAMES, REAL_PIXELS // 4)  # frames, latent cells a side
 
 
 def differences(groups) -> list[str]:
-    lines = ["| | n | PSNR to source or truth | SSIM or accuracy | warp error |", "|---|---|---|---|---|"]
-    for s in settings():
+    compared = {
+        "psnr": ("PSNR to source or truth", 3),
+        "ssim": ("SSIM or accuracy", 3),
+        "warp_error": ("warp error", 3),
+    }
+    lines = head(compared)
+    for s in (s for s in settings() if s.attention and not s.real):
         editor = s.editor.removesuffix("_shared")
         base = next(b for b in settings() if (b.section, b.editor, b.attention) == (s.section, editor, ""))
-        mine, theirs = groups.get(s.key, {}), groups.get(base.key, {})
-        both = sorted(set(mine) & set(theirs))
-        if both and s.attention:
-            measures = ("psnr_truth", "target_accuracy") if s.editor else ("psnr", "ssim")
-            cells = [
-                _cell(torch.tensor([mine[i][m] - theirs[i][m] for i in both]), 3, "+")
-                for m in (*measures, "warp_error")
-            ]
-            where = " (warm start)" if s.convention == "warm_start" else ""
-            lines.append(f"| {s.name}{where} | {len(both)} | " + " | ".join(cells) + " |")
+        mine, theirs = (_renamed(groups.get(x.key, {})) for x in (s, base))
+        where = " (warm start)" if s.convention == "warm_start" else ""
+        lines += difference(s.name + where, mine, theirs, compared)
     return lines
 
 
-def _mean(values: Tensor, digits: int) -> str:
-    return "" if values.isnan().any() else _cell(values, digits)
+def _renamed(clips: Clips) -> Clips:
+    """An edit's measures under the names of a reconstruction's, so that both stand in one table."""
+    return {i: {"psnr": r.get("psnr_truth"), "ssim": r.get("target_accuracy"), **r} for i, r in clips.items()}
 
 
-def sheet(index: int, model: Path) -> None:
-    """Rows: source; plain edit, TokenFlow, FateZero, each after a STEM inversion; truth. Every second frame."""
-    from PIL import Image
-
-    bench, case = Bench(model), Case.of(index)
-    rows = [world.render(case.source)[0][0].movedim(1, -1)]
-    rows += [bench.frames(case, s) for s in settings() if s.section == EDITS and s.editor in EDITORS and s.numbers]
-    rows.append(world.render(case.target)[0][0].movedim(1, -1))
-    picture = torch.cat([torch.cat(list(r[::2]), 1) for r in rows]).clamp(0, 1)
-    grown = picture.repeat_interleave(2, 0).repeat_interleave(2, 1)
-    Image.fromarray((grown * 255).round().byte().numpy()).save(SHEET, quality=90)
+def sheet(clip: int = 0) -> None:
+    """One clip under every editor after a STEM inversion."""
+    bench, case = Bench(), Case.of(clip)
+    shown = [s for s in settings() if s.section == EDITS and s.editor in EDITORS and s.numbers]
+    rows = [frames_of(case.source), *(bench.frames(clip, s) for s in shown), frames_of(case.target)]
+    contact_sheet(rows, ROWS.file.with_suffix(".jpg"), 2, ["source", *(s.name for s in shown), "truth"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table", "sheet"))
-    parser.add_argument("--part", default="1/1", help="i/n: every n-th clip, from the i-th")
-    parser.add_argument("--clips", type=int, default=CLIPS)
-    parser.add_argument("--clip", type=int, default=0, help="of the sheet")
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--only", default="", help="settings whose 'section: name' contains this")
-    arguments = parser.parse_args()
-    if arguments.what == "run":
-        part, parts = (int(n) for n in arguments.part.split("/"))
-        run(part - 1, parts, arguments.clips, arguments.model, arguments.only)
-    elif arguments.what == "sheet":
-        sheet(arguments.clip, arguments.model)
+    work = arguments(__doc__, "sheet")
+    if work.what == "run":
+        ROWS.fill(settings(), Bench().row, work)
+    elif work.what == "table":
+        ROWS.table.write_text(table())
     else:
-        TABLE.write_text(table())
+        sheet()
 
 
 if __name__ == "__main__":

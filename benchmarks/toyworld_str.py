@@ -9,16 +9,9 @@ one process a core. Rows are kept in benchmarks/results/toyworld_str.jsonl: one 
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-from collections import defaultdict
 from dataclasses import dataclass
-from datetime import date
 from functools import lru_cache
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..backbones.loading import load_backbone
@@ -30,14 +23,11 @@ from ..methods.evaluate import psnr
 from ..methods.latent_blend import latent_blend
 from ..methods.str_match import str_latent_optimizer
 from ..toyworld import world
-from ..toyworld.measure import bootstrap_interval, measure
+from ..toyworld.measure import measure
+from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
+from .rows import Rows, arguments, difference, head, line, origin
 
-ROOT = Path(__file__).resolve().parents[1]
-ROWS = ROOT / "benchmarks" / "results" / "toyworld_str.jsonl"
-TABLE = ROWS.with_suffix(".md")
-MODEL = ROOT / "toyworld" / "weights" / "video"
-CLIPS, FIRST_SEED = 48, 50_000
-KINDS = (("color",), ("shape",), ("color", "shape"))
+ROWS = Rows("toyworld_str")
 SHOWN = {  # measure -> (heading, digits); the table's columns
     "target_accuracy": ("target accuracy", 2),
     "color_accuracy": ("color", 2),
@@ -117,37 +107,16 @@ def _swept(reduction: str, mode: str, strength: float, score: str = "str") -> Se
     return Setting(f"{what}, strength {strength:g}", SWEEP, 30, str_match=numbers)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One held-out edit."""
-
-    index: int
-    source: world.Clips
-    target: world.Clips
-
-    @classmethod
-    def of(cls, index: int) -> Case:
-        generator = torch.Generator().manual_seed(FIRST_SEED + index)
-        source = world.draw(1, generator)
-        return cls(index, source, world.edit(source, generator, KINDS[index % len(KINDS)]))
-
-    @property
-    def mask(self) -> Tensor:
-        """[F, H, W] of 0 and 1: wherever the old or the new sprite is."""
-        old, new = (world.sprite_alpha(clips)[0] for clips in (self.source, self.target))
-        return ((old > 0) | (new > 0)).float()
-
-
 class Bench:
     """Runs settings on cases, inverting each clip once per way of inverting it."""
 
-    def __init__(self, model: Path = MODEL):
-        self.backbone = load_backbone(model, name="toyworld/video")
+    def __init__(self):
+        self.backbone = load_backbone(WEIGHTS / "video", name="toyworld/video")
         self.inverted = lru_cache(maxsize=256)(self._inverted)
 
     def _inverted(self, index: int, steps: int, convention: str, evaluations: int):
         source = Case.of(index).source
-        frames = world.render(source)[0][0].movedim(1, -1)
+        frames = frames_of(source)
         prompt = self.backbone.embed(world.captions(source)[0])
         ways = {"steps": steps, "convention": convention, "evaluations": evaluations}
         return invert(self.backbone, self.backbone.encode(frames), prompt, **ways)
@@ -155,8 +124,7 @@ class Bench:
     def frames(self, case: Case, setting: Setting, monitor: Recording) -> Tensor:
         """[F, H, W, 3] in 0..1: the edited clip."""
         if setting.kind != "edit":
-            clips = case.source if setting.kind == "source" else case.target
-            frames = world.render(clips)[0][0].movedim(1, -1)
+            frames = frames_of(case.source if setting.kind == "source" else case.target)
             return frames if setting.kind == "source" else self.backbone.decode(self.backbone.encode(frames))
         trajectory = self.inverted(case.index, setting.steps, setting.convention, setting.evaluations)
         plan: EditPlan = PLAIN
@@ -177,15 +145,14 @@ class Bench:
         )
         return self.backbone.decode(edited)
 
-    def row(self, case: Case, setting: Setting) -> dict:
-        names = {"setting": setting.name, "section": setting.section, "clip": case.index}
-        figures = self.round_trip(case, setting) if setting.kind == "round trip" else self.edited(case, setting)
-        return names | {name: round(value, 6) for name, value in figures.items()}
+    def row(self, setting: Setting, clip: int) -> dict[str, float]:
+        measured = self.round_trip if setting.kind == "round trip" else self.edited
+        return measured(Case.of(clip), setting)
 
     def round_trip(self, case: Case, setting: Setting) -> dict[str, float]:
         """The source inverted and sampled again under its own prompt, beside the VAE's own round trip."""
         trajectory = self.inverted(case.index, setting.steps, setting.convention, setting.evaluations)
-        source = world.render(case.source)[0][0].movedim(1, -1)
+        source = frames_of(case.source)
         back = self.backbone.decode(edit(self.backbone, trajectory, trajectory.prompt, guidance=setting.guidance))
         vae = self.backbone.decode(self.backbone.encode(source))
         return {
@@ -204,39 +171,14 @@ class Bench:
         return figures | ({"relative_step": sum(moved) / len(moved)} if moved else {})
 
 
-def run(part: int, parts: int, clips: int, model: Path, only: str) -> None:
-    bench = Bench(model)
-    done = {(r["setting"], r["section"], r["clip"]) for r in read_rows()}
-    # Setting by setting: a run that is stopped has whole rows, not half of every row.
-    for setting in settings():
-        for index in range(part, min(clips, setting.clips), parts):
-            if (setting.name, setting.section, index) in done or only not in f"{setting.section}: {setting.name}":
-                continue
-            row = bench.row(Case.of(index), setting)
-            with ROWS.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
-
-
-def read_rows() -> list[dict]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def table() -> str:
-    groups: dict[tuple[str, str], dict[int, dict]] = defaultdict(dict)
-    for row in read_rows():
-        groups[row["section"], row["setting"]][row["clip"]] = row
-    lines = [HEADER.format(date=date.today(), commit=_commit(), clips=CLIPS, seed=FIRST_SEED)]
+    groups, lines = ROWS.groups(), [HEADER.format(clips=CLIPS, seed=FIRST_SEED, **origin())]
     for section in dict.fromkeys(s.section for s in settings() if (s.section, s.name) in groups):
         shown = SHOWN_ROUND_TRIP if section == ROUND_TRIP else SHOWN
-        lines += [f"\n## {section}\n", "| | n | " + " | ".join(h for h, _ in shown.values()) + " |"]
-        lines += ["|---" * (len(shown) + 2) + "|"]
-        for setting in settings():
-            clips = groups.get((section, setting.name))
-            if setting.section == section and clips:
-                cells = [_cell(torch.tensor([r[m] for r in clips.values()]), d) for m, (_, d) in shown.items()]
-                lines.append(f"| {setting.name} | {len(clips)} | " + " | ".join(cells) + " |")
-    lines += ["\n## Differences to the plain edit, clip by clip\n", *_differences(groups)]
-    return "\n".join(lines) + "\n"
+        rows = [s for s in settings() if s.section == section and (section, s.name) in groups]
+        lines += [f"\n## {section}\n", *head(shown)]
+        lines += [line(s.name, groups[section, s.name].values(), shown) for s in rows]
+    return "\n".join([*lines, "\n## Differences to the plain edit, clip by clip\n", *_differences(groups)]) + "\n"
 
 
 HEADER = """# STR-Match on the toy world
@@ -252,15 +194,14 @@ prompt is empty where nothing else is said: with the source's, as in the paper, 
 
 
 def _differences(groups) -> list[str]:
-    shown = ("target_accuracy", "psnr_truth", "psnr_background", "centroid_error_px", "velocity_error_px")
-    lines = ["| | n | " + " | ".join(SHOWN[m][0] for m in shown) + " |", "|---" * (len(shown) + 2) + "|"]
-    for setting in settings():
-        plain = next((s for s in settings() if _is_plain(s) and _otherwise(s) == _otherwise(setting)), None)
-        mine, base = (groups.get((s.section, s.name), {}) if s else {} for s in (setting, plain))
-        both = sorted(set(mine) & set(base))
-        if both and setting.kind == "edit" and not _is_plain(setting):
-            cells = [_cell(torch.tensor([mine[i][m] - base[i][m] for i in both]), 2, "+") for m in shown]
-            lines.append(f"| {setting.name} | {len(both)} | " + " | ".join(cells) + " |")
+    compared = ("target_accuracy", "psnr_truth", "psnr_background", "centroid_error_px", "velocity_error_px")
+    shown = {measure: SHOWN[measure] for measure in compared}
+    lines = head(shown)
+    for s in settings():
+        plain = next((p for p in settings() if _is_plain(p) and _otherwise(p) == _otherwise(s)), None)
+        if plain and s.kind == "edit" and not _is_plain(s):
+            mine, base = (groups.get((x.section, x.name), {}) for x in (s, plain))
+            lines += difference(s.name, mine, base, shown)
     return lines
 
 
@@ -275,30 +216,12 @@ def _otherwise(s: Setting) -> tuple:
     return s.section, s.guidance, s.negative, s.convention
 
 
-def _cell(values: Tensor, digits: int, sign: str = "") -> str:
-    low, high = bootstrap_interval(values)
-    return f"{values.mean():{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-
-
-def _commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--part", default="1/1", help="i/n: every n-th clip, from the i-th")
-    parser.add_argument("--clips", type=int, default=CLIPS)
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--only", default="", help="settings whose 'section: name' contains this")
-    arguments = parser.parse_args()
-    if arguments.what == "run":
-        part, parts = (int(n) for n in arguments.part.split("/"))
-        run(part - 1, parts, arguments.clips, arguments.model, arguments.only)
+    work = arguments(__doc__, order="setting")
+    if work.what == "run":
+        ROWS.fill(settings(), Bench().row, work)
     else:
-        TABLE.write_text(table())
+        ROWS.table.write_text(table())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from ..engine.nouns import PLAIN, Trajectory
 from ..engine.sampling import edit
 from ..methods.gather_swap import gather_swap
 from ..toyworld import world
-from ..toyworld.measure import consistency, find_sprites
+from ..toyworld.measure import consistency
+from ..toyworld.reading import find_sprites
 from .measure import peak_bytes
 
 ROOT = Path(__file__).resolve().parents[1]

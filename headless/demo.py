@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from ..toyworld import clip
-from ..toyworld.measure import contact_sheet, measure
+from ..toyworld.measure import measure
+from ..toyworld.report import contact_sheet
 from .client import Result, Server, WorkflowError
 from .comfyui import ROOT, find_comfyui
 from .graph import Graph, changed, find_node, read_graph

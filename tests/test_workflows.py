@@ -134,7 +134,7 @@ def test_clips_and_model_ship(api):
 
 
 def test_is_what_the_build_says(name, api):
-    """Fails after a change of `graphs.py` without a rebuild."""
+    """Fails after a change of a graph without a rebuild."""
     built = {node["_meta"]["title"]: node for node in api.values()}
     wanted = {title: node for column in GRAPHS[name].values() for title, node in column.items()}
     assert set(built) == {title for title, node in wanted.items() if node["type"] not in NOTES}

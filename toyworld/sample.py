@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from . import text, world
-from .measure import bootstrap_interval, contact_sheet, sample_accuracy
+from .measure import sample_accuracy
+from .report import bootstrap_interval, contact_sheet
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT_SEED = 4321  # the models are trained on seed 1234

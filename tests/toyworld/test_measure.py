@@ -1,24 +1,12 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from weft.toyworld import world
-from weft.toyworld.measure import (
-    PSNR_CAP,
-    bootstrap_interval,
-    consistency,
-    contact_sheet,
-    find_sprites,
-    match_background,
-    measure,
-    psnr,
-    sample_accuracy,
-)
+from weft.toyworld.measure import PSNR_CAP, consistency, measure, psnr, sample_accuracy
 
 
 def draw(n, seed=4321, **options):
@@ -43,7 +31,7 @@ def blurred(video, sigma=1.0):
     return F.conv2d(x, weight, groups=3).unflatten(0, video.shape[:2])
 
 
-# ---- edits ----------------------------------------------------------------------------------------------------------
+# ---- edits -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attributes", [("shape", "color"), ("color",), ("background", "pattern")])
@@ -139,24 +127,6 @@ def test_the_background_is_judged_away_from_both_sprites():
     torch.testing.assert_close(far, torch.full((4,), 20.0), atol=0.01, rtol=0)
 
 
-def test_debris_smaller_than_a_sprite_is_not_one():
-    target = draw(2)
-    video = world.render_background(target)[:, None].repeat(1, 8, 1, 1, 1)
-    video[:, :, :, 20:26, 20:26] = 1
-    assert not find_sprites(video, world.render_background(target)).found.any()
-    video[:, :, :, 20:27, 20:27] = 1
-    assert find_sprites(video, world.render_background(target)).found.all()
-
-
-def test_a_blob_that_resembles_nothing_has_no_shape():
-    background = world.render_background(draw(1))
-    video = background[:, None].clone()
-    video[..., 30:33, :] = 1
-    sprites = find_sprites(video, background)
-    assert sprites.found.all()
-    assert sprites.shape.tolist() == [[-1]]
-
-
 def test_half_precision_and_gradients_are_taken():
     source, target = pair(n=2)
     scores = measure(world.render(target)[0].half().requires_grad_(), source, target)
@@ -186,7 +156,7 @@ def test_clips_that_do_not_fit_are_refused():
         sample_accuracy(video[..., :32, :32], target)
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spoil", [lambda v: noisy(v, 0.05), lambda v: noisy(blurred(v), 0.02)], ids=["noise", "blur"])
@@ -218,86 +188,7 @@ def test_single_frames_and_long_clips_can_be_judged():
         assert scores["pattern_accuracy"].mean() >= 0.95
 
 
-def test_the_matched_background_is_the_one_behind_the_sprite():
-    clips = draw(48)
-    found = match_background(world.render(clips)[0])
-    error = (world.render_background(found) - world.render_background(clips)).abs()
-    assert error.mean((1, 2, 3)).max() < 0.05
-    assert error.max() < 0.25, "the phase is too coarse to tell sprite from background"
-
-
-# ---- reports --------------------------------------------------------------------------------------------------------
-
-
-def test_the_interval_is_that_of_the_mean():
-    values = torch.randn(400) * 2 + 5
-    low, high = bootstrap_interval(values)
-    half = 1.96 * values.std().item() / 20
-    assert low == pytest.approx(values.mean().item() - half, abs=0.05)
-    assert high == pytest.approx(values.mean().item() + half, abs=0.05)
-    narrow = bootstrap_interval(values, level=0.5)
-    assert low < narrow[0] < values.mean() < narrow[1] < high
-
-
-def test_the_interval_is_repeatable_and_follows_its_seed():
-    values = torch.rand(20)
-    assert bootstrap_interval(values) == bootstrap_interval(values.tolist())
-    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
-    assert bootstrap_interval([3.0, 3.0]) == (3.0, 3.0)
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    hits = 0
-    for seed in range(200):
-        values = torch.randn(40, generator=torch.Generator().manual_seed(seed))
-        low, high = bootstrap_interval(values, draws=500, level=0.8)
-        hits += low < 0 < high
-    assert 0.7 < hits / 200 < 0.88
-
-
-def test_the_interval_refuses_nonsense():
-    with pytest.raises(ValueError, match=r"row of values, got shape \[0\]"):
-        bootstrap_interval([])
-    with pytest.raises(ValueError, match=r"row of values, got shape \[2, 2\]"):
-        bootstrap_interval(torch.zeros(2, 2))
-    with pytest.raises(ValueError, match="level between 0 and 1"):
-        bootstrap_interval([1.0], level=95)
-
-
-def test_a_contact_sheet_shows_its_frames(tmp_path):
-    clips = world.render(draw(2))[0]
-    path = tmp_path / "new" / "sheet.png"
-    contact_sheet([clips[0], clips[1, :5].permute(0, 2, 3, 1)], path, scale=2)
-    sheet = torch.from_numpy(np.array(Image.open(path)))
-    assert sheet.shape == (2 * 130 + 2, 8 * 130 + 2, 3)
-    shown = sheet[132:260, 262:390].permute(2, 0, 1)[:, ::2, ::2]
-    assert torch.equal(shown, (clips[1, 2] * 255).round().byte())
-    assert (sheet[132:260, 5 * 130 + 2 :] == 255).all(), "a short clip leaves white behind"
-
-
-def test_labels_are_written_above_their_row(tmp_path):
-    clips = list(world.render(draw(2))[0])
-    contact_sheet(clips, tmp_path / "plain.png", scale=1)
-    contact_sheet(clips, tmp_path / "labels.png", scale=1, labels=["", "a red square"])
-    plain, labels = Image.open(tmp_path / "plain.png"), Image.open(tmp_path / "labels.png").convert("L")
-    assert labels.height - plain.height == 2 * 14
-    assert labels.crop((0, 2, labels.width, 16)).getextrema() == (255, 255)
-    assert labels.crop((0, 82, labels.width, 96)).getextrema()[0] < 128
-
-
-def test_a_contact_sheet_refuses_what_does_not_fit(tmp_path):
-    clip = torch.zeros(2, 3, 8, 8)
-    with pytest.raises(ValueError, match="1 labels for 2 rows"):
-        contact_sheet([clip, clip], tmp_path / "x.png", labels=["one"])
-    with pytest.raises(ValueError, match="one picture size"):
-        contact_sheet([clip, torch.zeros(2, 3, 9, 9)], tmp_path / "x.png")
-    with pytest.raises(ValueError, match="one picture size"):
-        contact_sheet([], tmp_path / "x.png")
-    with pytest.raises(ValueError, match=r"want a clip .* got \[3, 8, 8\]"):
-        contact_sheet([clip[0]], tmp_path / "x.png")
-
-
-# ---- consistency ----------------------------------------------------------------------------------------------------
+# ---- consistency -----------------------------------------------------------------------------------------------------
 
 
 def recolored(clips, colors):

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weft.toyworld import models, sample, train, training, world
+from weft.toyworld import image_model, instruct_model, losses, models, sample, train, training, video_model, world
 from weft.toyworld.training import Recipe
+from weft.toyworld.vae import whiten
 
 RECIPE = Recipe(steps=3, peak_rate=1e-3, warmup=1)
 CLIPS = 8
@@ -20,8 +21,9 @@ def small():
     """Small batches, and clips drawn by the dozen, for speed; what is computed stays the same."""
     draw = world.draw
     with pytest.MonkeyPatch.context() as patch:
-        for name in train.BATCH:
-            patch.setitem(train.BATCH, name, 4)
+        patch.setattr(image_model, "BATCH", dict.fromkeys(image_model.BATCH, 4))
+        patch.setattr(video_model, "BATCH", 4)
+        patch.setattr(instruct_model, "BATCH", 4)
         patch.setattr(world, "draw", lambda n, *a, **k: draw(min(n, 12), *a, **k))
         yield
 
@@ -108,7 +110,7 @@ def test_whitening_keeps_the_pictures_and_standardises_the_latents():
     vae = models.make_vae().eval()
     before = AutoencoderKL.from_config(vae.config).eval()
     before.load_state_dict(vae.state_dict())
-    train.whiten(vae)
+    whiten(vae)
     clips = world.render(world.draw(64, torch.Generator().manual_seed(5)))[0]
     pictures = clips.flatten(0, 1) * 2 - 1
     with torch.no_grad():
@@ -119,31 +121,6 @@ def test_whitening_keeps_the_pictures_and_standardises_the_latents():
         torch.testing.assert_close(vae.decode(new.mean).sample, before.decode(old.mean).sample, atol=1e-4, rtol=1e-4)
         shift = (new.logvar - old.logvar).flatten(2)
         torch.testing.assert_close(shift, shift[:, :, :1].expand_as(shift), atol=1e-4, rtol=1e-4)
-
-
-def test_the_video_model_starts_as_the_image_model():
-    """Frame by frame it computes what the image model does, until training changes its temporal layers."""
-    torch.manual_seed(0)
-    image = models.make_image_unet(fine=False).eval()
-    video = models.make_video_unet(image).eval()
-    x, t, prompt = torch.randn(2, 4, 3, 16, 16), torch.tensor([10, 700]), torch.randn(2, 16, 64)
-    with torch.no_grad():
-        frames = [image(x[:, :, f], t, prompt).sample for f in range(3)]
-        torch.testing.assert_close(video(x, t, prompt).sample, torch.stack(frames, 2), atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="does not fit into the video model"):
-        models.make_video_unet(models.make_image_unet())
-
-
-def test_finer_attention_starts_as_the_identity():
-    torch.manual_seed(0)
-    coarse = models.make_image_unet(fine=False).eval()
-    fine = models.refined(coarse).eval()
-    x, t, prompt = torch.randn(2, 4, 16, 16), torch.tensor([10, 700]), torch.randn(2, 16, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(fine(x, t, prompt).sample, coarse(x, t, prompt).sample, atol=1e-4, rtol=1e-4)
-    assert len(fine.attn_processors) > len(coarse.attn_processors)
-    with pytest.raises(ValueError, match="train image anew before detail"):
-        models.refined(fine)
 
 
 class Stopped(Exception):
@@ -167,11 +144,12 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(folders, name, tmp_path, 
             raise Stopped
         return loss(predicted, target, cells, step, steps)
 
-    unbroken, loss = run("unbroken"), train.diffusion_loss
-    monkeypatch.setattr(train, "diffusion_loss", stops)
+    unbroken, loss = run("unbroken"), losses.diffusion_loss
+    module = {"image": image_model, "words": video_model, "instruct": instruct_model}[name]
+    monkeypatch.setattr(module, "diffusion_loss", stops)
     with pytest.raises(Stopped):
         run("stopped")
-    monkeypatch.setattr(train, "diffusion_loss", loss)
+    monkeypatch.setattr(module, "diffusion_loss", loss)
     first = torch.load(tmp_path / "stopped" / f"{name}.pt", weights_only=True)
     resumed = run("stopped")
 
@@ -182,92 +160,10 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(folders, name, tmp_path, 
     assert any(not torch.equal(a, b) for a, b in zip(first["average"], resumed["average"], strict=True))
 
 
-def test_resuming_restores_both_random_states(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
-
-    def run(label, stop=None):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
-        drawn = []
-
-        def loss(step, generator):
-            if step == stop:
-                raise Stopped
-            drawn.append(torch.randn(8, 3, generator=generator))
-            return {"loss": (model(drawn[-1]) - 1).square().mean()}
-
-        training.train("line", [model], loss, Recipe(steps=6, peak_rate=0.1, warmup=1), tmp_path / label)
-        assert not model.training
-        return drawn, model
-
-    drawn, model = run("unbroken")
-    with pytest.raises(Stopped):
-        run("stopped", stop=5)
-    resumed_drawn, resumed = run("stopped")
-    assert torch.equal(torch.stack(drawn[4:]), torch.stack(resumed_drawn))
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
-
-
-def test_a_finished_run_is_not_trained_again(tmp_path):
-    layer = torch.nn.Linear(3, 1)
-    steps = []
-
-    def loss(step, generator):
-        steps.append(step)
-        return {"loss": (layer(torch.randn(8, 3, generator=generator)) - 1).square().mean()}
-
-    training.train("line", [layer], loss, RECIPE, tmp_path)
-    weights = layer.weight.clone()
-    torch.nn.init.zeros_(layer.weight)
-    training.train("line", [layer], loss, RECIPE, tmp_path)
-    assert steps == [0, 1, 2]
-    assert torch.equal(layer.weight, weights)
-    assert (tmp_path / "line.log").read_text().count("step 3 ") == 1
-
-
-def test_training_finds_the_minimum(tmp_path):
-    torch.manual_seed(0)
-    layer, truth = torch.nn.Linear(3, 1), torch.tensor([[1.0, -2.0, 0.5]])
-
-    def loss(step, generator):
-        x = torch.randn(16, 3, generator=generator)
-        return {"loss": (layer(x) - x @ truth.T).square().mean()}
-
-    training.train("line", [layer], loss, Recipe(steps=300, peak_rate=0.1, warmup=10, ema=0.9), tmp_path)
-    torch.testing.assert_close(layer.weight.detach(), truth, atol=0.02, rtol=0)
-
-
-def test_the_rate_warms_up_and_ends_at_the_floor():
-    recipe = Recipe(steps=100, peak_rate=2.0, warmup=10, floor=0.1)
-    rates = [recipe.rate(step) for step in range(101)]
-    assert rates[0] == pytest.approx(0.2, rel=0.01)
-    assert max(rates) == rates[9]
-    assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert rates[100] == pytest.approx(0.2)
-
-
-def test_noise_follows_the_scheduler_and_v_gives_both_back():
-    from diffusers import DDIMScheduler
-
-    alpha_bar = training.alpha_bars()
-    torch.testing.assert_close(alpha_bar, DDIMScheduler(**training.SCHEDULER).alphas_cumprod, atol=1e-6, rtol=1e-4)
-    clean, noise, t = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 500, 999])
-    noised, v = training.add_noise(clean, t, noise, alpha_bar)
-    a = alpha_bar[t].view(3, 1, 1, 1)
-    torch.testing.assert_close(a.sqrt() * noised - (1 - a).sqrt() * v, clean, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close((1 - a).sqrt() * noised + a.sqrt() * v, noise, atol=1e-5, rtol=1e-4)
-
-
-def test_timesteps_come_one_from_each_part_of_the_range():
-    t = training.stratified_timesteps(20, torch.Generator().manual_seed(0))
-    assert sorted((t // 50).tolist()) == list(range(20))
-    assert t.tolist() != sorted(t.tolist())
-
-
 def test_sprites_weigh_more_at_first_and_the_same_at_last():
     cells = torch.zeros(2, 1, 16, 16)
     cells[:, :, :4, :4] = 1
-    first, last = train.sprite_weight(cells, 0, 100), train.sprite_weight(cells, 70, 100)
+    first, last = losses.sprite_weight(cells, 0, 100), losses.sprite_weight(cells, 70, 100)
     assert first[0, 0, 0, 0] / first[0, 0, -1, -1] == 5
     assert first.mean() == pytest.approx(1)
     assert torch.equal(last, torch.ones_like(last))

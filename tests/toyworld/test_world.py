@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from weft.toyworld import text, world
-from weft.toyworld.train import CLIPS_SEED
+from weft.toyworld.dataset import CLIPS_SEED
 
 GEOMETRY = ("radius", "phase", "orientation", "center")
 

@@ -1,0 +1,45 @@
+"""The clips that the diffusion models are trained on, as latents of the VAE, and their captions."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import world
+
+CLIPS, CLIPS_SEED = 3000, 1234  # the training set; every other seed is held out
+PREFIXES = ("a video of ", "a photo of ", "make it ", "turn it into ")
+
+
+def training_set(out: Path, runs: Path, clips: int = CLIPS) -> tuple[Tensor, Tensor, list[str]]:
+    """(latents [n, F, 4, h, w], sprite cells [n, F, h, w] bool, captions), cached in `runs`."""
+    from diffusers import AutoencoderKL
+
+    generator = torch.Generator().manual_seed(CLIPS_SEED)
+    batches = [world.draw(100, generator) for _ in range(math.ceil(clips / 100))]
+    cells = torch.cat([F.max_pool2d(world.sprite_alpha(b), 4) > 0.3 for b in batches])
+    sentences = [s for b in batches for s in world.captions(b)]
+    vae_id = hashlib.sha256((out / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:8]
+    cache = runs / f"latents-{clips}-{vae_id}.pt"
+    if not cache.exists():
+        runs.mkdir(parents=True, exist_ok=True)
+        vae = AutoencoderKL.from_pretrained(out / "vae").eval()
+        torch.save(torch.cat([encode(vae, world.render(b)[0]).half() for b in batches]), cache)
+    return torch.load(cache, weights_only=True), cells, sentences
+
+
+@torch.no_grad()
+def encode(vae, video: Tensor, batch: int = 64) -> Tensor:
+    """[n, F, 3, H, W] in 0..1 -> latents [n, F, 4, h, w]."""
+    x = video.flatten(0, 1) * 2 - 1
+    return torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(batch)]).unflatten(0, video.shape[:2])
+
+
+def squares_and_circles(sentences: list[str]) -> Tensor:
+    """Which clips show the two shapes that differ by less than a latent cell."""
+    return torch.tensor([k for k, s in enumerate(sentences) if "square" in s or "circle" in s])

@@ -1,0 +1,56 @@
+"""The VAE that the diffusion models share, and its training: frames <-> latents."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import world
+from .dataset import CLIPS_SEED
+from .models import make_vae
+from .training import Recipe, train
+
+
+def train_vae(recipe: Recipe, runs: Path, out: Path) -> None:
+    torch.manual_seed(recipe.seed)
+    vae = make_vae()
+
+    @lru_cache(maxsize=1)
+    def frames(epoch: int) -> Tensor:
+        clips = world.draw(384, torch.Generator().manual_seed(CLIPS_SEED + epoch))
+        return world.render(clips)[0].flatten(0, 1) * 2 - 1
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        pool = frames(step // 300)
+        crops = step < 0.7 * recipe.steps  # crops first: four times as many gradients a second
+        x = pool[torch.randint(len(pool), (64 if crops else 24,), generator=generator)]
+        if crops:
+            top, left = torch.randint(0, 33, (2,), generator=generator).tolist()
+            x = x[:, :, top : top + 32, left : left + 32]
+        posterior = vae.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        y = vae.decode(posterior.mean + posterior.std * noise).sample
+        mse, l1 = (y - x).square().mean(), (y - x).abs().mean()
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return {"loss": mse + 0.2 * l1 + 1e-4 * kl, "mse": mse.detach()}
+
+    train("vae", [vae], loss, recipe, runs)
+    whiten(vae)
+    vae.save_pretrained(out / "vae")
+
+
+@torch.no_grad()
+def whiten(vae) -> None:
+    """Folds zero mean and unit variance of each latent channel into the two 1x1 convolutions; exact."""
+    clips = world.render(world.draw(64, torch.Generator().manual_seed(5)))[0]
+    z = vae.encode(clips.flatten(0, 1) * 2 - 1).latent_dist.mean
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    into, outof = vae.quant_conv, vae.post_quant_conv
+    outof.bias += outof.weight[:, :, 0, 0] @ mean
+    outof.weight *= std[None, :, None, None]
+    into.bias[:4] = (into.bias[:4] - mean) / std
+    into.weight[:4] /= std[:, None, None, None]
+    into.bias[4:] -= 2 * std.log()

@@ -1,0 +1,89 @@
+"""VIA: an instruction edits one thing, the whole picture, or a long clip in parts."""
+
+from __future__ import annotations
+
+from ...toyworld import clip
+from .parts import Column, Graph, Wire, clicked, decode, figures, node, read_me, saved, source, track, wire
+
+EDITOR, EDITOR_CFG = "toyworld/instruct", 2.0
+BACKGROUND = "make the background teal striped"
+ADAPT = {"steps": 100, "rate": 2e-4}  # the paper gives no numbers
+
+NOTE = """\
+**VIA, {title}**: an instruction edits every frame, by an image model that is given the frame and the text.
+1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+2. Say what to do in **Instruction**{also}.
+3. {first}
+4. {then}
+5. Your own clip and model: put an InstructPix2Pix or a MagicBrush into `models/diffusers`, choose it in **Model**, \
+and start with the paper's numbers: cfg 7.5, image_cfg 1.5, 10 steps. Low on memory? Lower chunk_frames of **Sample**.
+"""
+NOTES = {
+    "local": {
+        "title": "one thing of the picture",
+        "also": "",
+        "first": "**Click** says where the thing is: `x,y` in pixels of the first frame. Around it the source stays.",
+        "then": "**Blend** dilate lets the new shape be larger; feather softens its edge; `paper_ramp` is VIA's own.",
+    },
+    "global": {
+        "title": "the whole picture",
+        "also": ", and the same in **Adapted text**",
+        "first": "**Candidates** edits one frame with several seeds: put the number of the best into its choice.",
+        "then": "**Adapt** learns from that pair what you mean, and **Sample** edits all frames so.",
+    },
+    "long": {
+        "title": "a long clip on several machines",
+        "also": "",
+        "first": "As it is, one machine does it all, some frames at a time.",
+        "then": "For several, install ComfyUI-Distributed on all, and set **Chunks** count to their number. Connect a "
+        "*Distributed Value* to **Part** index: 0 for the master, 1, 2, ... for the workers, as INT. Put a "
+        "*Distributed Collector* between **Decode** and **Merge**. Each worker edits its part, the master merges.",
+    },
+}
+
+
+def via(kind: str) -> Graph:
+    """An instruction for every frame: one thing ("local"), the whole picture ("global") or a clip in parts ("long")."""
+    frames, text = wire("Source frames", "images"), clip.instruction()
+    model, edited, plan, evaluated, part, chunk = wire("Model"), wire("Decode"), wire("Gather-swap"), {}, frames, {}
+    first, blend, merge, said = {}, {}, {}, "Instruction"
+    if kind == "local":
+        first = {"Mask": clicked() | {"Track": track("Click")}}
+        blend = {"Blend": node("WeftLatentBlend", plan=plan, mask=wire("Track", "mask"), dilate=2)}
+        plan, evaluated = wire("Blend"), {"mask": wire("Track", "mask")}
+    if kind == "global":
+        text, said = BACKGROUND, "Adapted text"
+        first = {"Adapt to one frame": _adaptation(frames)}
+        model = wire("Adapt", "model")
+    if kind == "long":
+        part, chunk, edited = wire("Part", "images"), {"chunk": wire("Part", "chunk")}, wire("Merge")
+        cut = node("WeftChunkSelect", chunks=wire("Chunks"), images=frames, index=0)
+        first = {"Part of the clip": {"Chunks": node("WeftChunkPlan", images=frames, count=1), "Part": cut}}
+        merge = {"Merge": node("WeftChunkMerge", chunks=wire("Chunks"), images=wire("Decode"))}
+    start = {
+        said: node("WeftEncodePrompt", model=model, text=text),
+        "Encode": node("WeftEncodeFrames", model=model, images=part),
+        "Noise": node("WeftAddNoise", model=model, latent=wire("Encode"), **chunk),
+    }
+    sample = {"model": model, "trajectory": wire("Noise"), "positive": wire(said), "plan": plan}
+    sample |= {"cfg": EDITOR_CFG, "chunk_frames": 4 if kind == "long" else 0}
+    return {
+        "Read me": read_me(NOTE.format(**NOTES[kind])),
+        "Source": source(EDITOR),
+        **first,
+        "Instruction and noise": start,
+        "Method": {"Gather-swap": node("WeftGatherSwapAttention", **chunk), **blend},
+        "Edit": {"Sample": node("WeftEditSampler", **sample), "Decode": decode(model), **merge, **saved(edited)},
+        "Figures": figures(edited, **evaluated),
+    }
+
+
+def _adaptation(frames: Wire) -> Column:
+    """Candidates of one frame, and an adapter that learns from the best."""
+    told = {"model": wire("Model"), "instruction": wire("Instruction")}
+    pair = {"source": wire("Candidates", "source"), "edited": wire("Candidates", "edited")}
+    return {
+        "Instruction": node("WeftEncodePrompt", model=wire("Model"), text=BACKGROUND),
+        "Candidates": node("WeftEditCandidates", **told, images=frames, cfg=EDITOR_CFG),
+        "Adapt": node("WeftTestTimeAdaptation", **told, **pair, **ADAPT),
+    }
