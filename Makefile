@@ -31,6 +31,7 @@ train: environment
 	$(RUN) weft.toyworld.train instruct
 	$(RUN) weft.toyworld.train sam
 	$(RUN) weft.toyworld.train detector
+	$(RUN) weft.toyworld.train clip
 
 clean:
 	rm -rf .venv .comfy output .pytest_cache .ruff_cache

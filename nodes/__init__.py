@@ -21,6 +21,7 @@ NODES = {  # module -> nodes in it
     "fate_zero": ("WeftFateZero",),
     "latent_blend": ("WeftLatentBlend",),
     "noise": ("WeftAddNoise",),
+    "clip": ("WeftLoadCLIP",),
     "adaptation": ("WeftEditCandidates", "WeftTestTimeAdaptation", "WeftLoadAdapter"),
     "gather_swap": ("WeftGatherSwapAttention",),
     "chunks": ("WeftChunkPlan", "WeftChunkSelect", "WeftChunkMerge"),

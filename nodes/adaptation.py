@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
 from ..backbones import lora
-from ..methods import adaptation
+from ..methods import adaptation, clip_direction
 from . import sockets
 from .host import NodeMonitor
 
@@ -74,18 +74,51 @@ class WeftEditCandidates(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="What guidance moves away from. Unconnected: no text."
                 ),
+                sockets.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="From Load CLIP: it takes the candidate that leads best from before to after, whatever "
+                    "choice says. Unconnected: you choose.",
+                ),
+                io.String.Input(
+                    "before",
+                    default="",
+                    optional=True,
+                    tooltip="For clip: describes the frame as it is, as 'a red square on a gray background'.",
+                ),
+                io.String.Input(
+                    "after", default="", optional=True, tooltip="For clip: describes it as it should be, in like words."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="candidates"),
                 io.Image.Output(display_name="edited"),
                 io.Image.Output(display_name="source"),
+                io.Int.Output(display_name="seed", tooltip="Of the chosen one, for Add Noise to start there."),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, model, images, instruction, frame, count, choice, seed, steps, cfg, image_cfg, negative=None):
+    def execute(
+        cls,
+        model,
+        images,
+        instruction,
+        frame,
+        count,
+        choice,
+        seed,
+        steps,
+        cfg,
+        image_cfg,
+        negative=None,
+        clip=None,
+        before="",
+        after="",
+    ):
         source = adaptation.choose(images, frame, "frames")
+        direction = None if clip is None else clip_direction.direction_of(clip, before, after)  # bad texts fail at once
         found = adaptation.candidates(
             model,
             source,
@@ -98,8 +131,13 @@ class WeftEditCandidates(io.ComfyNode):
             image_guidance=image_cfg,
             monitor=NodeMonitor(count * steps),
         )
+        shown = ui.PreviewImage(found, cls=cls).as_dict()
+        if direction is not None:
+            scores = clip_direction.scores(clip, source, found, direction)
+            choice = clip_direction.best(scores)
+            shown |= ui.PreviewText(clip_direction.told(scores)).as_dict()
         edited = adaptation.choose(found, choice)
-        return io.NodeOutput(found, edited, source, ui=ui.PreviewImage(found, cls=cls))
+        return io.NodeOutput(found, edited, source, seed + choice, ui=shown)
 
 
 class WeftTestTimeAdaptation(io.ComfyNode):

@@ -13,6 +13,7 @@ Correspondence = io.Custom("WEFT_CORRESPONDENCE")
 Chunks = io.Custom("WEFT_CHUNKS")  # how a long clip is cut
 Chunk = io.Custom("WEFT_CHUNK")  # one part of it
 Sam = io.Custom("WEFT_SAM")
+Clip = io.Custom("WEFT_CLIP")  # both towers, to judge pictures by texts; ComfyUI's own CLIP is a text encoder
 
 
 def plan_input() -> io.Input:

@@ -29,7 +29,7 @@ def test_page_names_every_input_and_output(schema):
 
 
 def test_page_gives_every_choice_and_default(schema):
-    text = (PAGES / f"{schema.node_id}.md").read_text()
+    text, _, _ = (PAGES / f"{schema.node_id}.md").read_text().partition("\n| output |")  # an output may share a name
     for slot in (s for s in schema.inputs if s.is_widget and s.name != "model"):
         (row,) = re.findall(rf"^\| `{slot.name}` \|.*$", text, re.MULTILINE)
         absent = [choice for choice in slot.details.get("options", ()) if f"`{choice}`" not in row]

@@ -9,6 +9,7 @@
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
     python -m weft.toyworld.train sam        # a small SAM, for masks by click; on its own
     python -m weft.toyworld.train detector   # a small OWLv2, for boxes by text; on its own
+    python -m weft.toyworld.train clip       # a small CLIP, to judge edits; on its own
 
 `--steps N` shortens a run. Working files go to `toyworld/runs`, finished models to `toyworld/weights/<model>` as
 diffusers folders in fp16, their logs to `toyworld/logs`.
@@ -26,6 +27,7 @@ from .dataset import CLIPS
 from .detector import train_detector
 from .image_model import train_detail, train_image
 from .instruct_model import train_instruct
+from .judge import train_judge
 from .sam import train_sam
 from .training import Recipe
 from .vae import train_vae
@@ -42,6 +44,7 @@ RECIPES = {
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
     "sam": Recipe(steps=1200, peak_rate=1e-3, seed=1234),
     "detector": Recipe(steps=2000, peak_rate=1.5e-3, seed=1234),
+    "clip": Recipe(steps=3000, peak_rate=1.5e-3, seed=1234),
 }
 MODELS = {
     "vae": train_vae,
@@ -53,8 +56,9 @@ MODELS = {
     "instruct": train_instruct,
     "sam": train_sam,
     "detector": train_detector,
+    "clip": train_judge,
 }
-DRAW_AS_THEY_GO = {"vae", "sam", "detector"}  # the others are trained on a set of clips
+DRAW_AS_THEY_GO = {"vae", "sam", "detector", "clip"}  # the others are trained on a set of clips
 
 
 def main() -> None:

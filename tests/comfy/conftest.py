@@ -51,6 +51,7 @@ def server(comfyui, tmp_path_factory, tiny_folder, tiny_instruct_folder):
     paths = base / "extra_model_paths.yaml"
     paths.write_text(f"elsewhere:\n  base_path: {base / 'elsewhere'}\n  sams: sams\n")
     put_sams(base / "models" / "sams", base / "elsewhere" / "sams")
+    put_clips(base / "models")
     with comfyui_server(comfyui, base, arguments=["--cpu", "--extra-model-paths-config", str(paths)]) as running:
         yield running
 
@@ -85,6 +86,15 @@ def put_sams(here, there):
         folder.mkdir(parents=True)
     (here / "half.safetensors").write_bytes(shipped.read_bytes()[:-1000])
     torch.save(load_file(shipped), there / "copy.pth")
+
+
+def put_clips(models):
+    """The toy world's CLIP where ComfyUI keeps text encoders, half of it, and a text encoder that is no whole CLIP."""
+    shipped = ROOT / "toyworld" / "weights"
+    shutil.copytree(shipped / "clip", models / "text_encoders" / "mine" / "whole")
+    shutil.copytree(shipped / "clip", models / "clip" / "half")
+    truncate_weights(models / "clip" / "half")
+    shutil.copytree(shipped / "text_encoder", models / "clip" / "reader")
 
 
 def change_weights(folder):

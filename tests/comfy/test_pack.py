@@ -20,6 +20,8 @@ NODES = {  # saved in workflows: none may ever go or be renamed
     "WeftSAMMask",
     "WeftTextToBoxes",
     "WeftTrackMask",
+    "WeftLoadCLIP",
+    "WeftEditCandidates",
 }
 
 

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.v0_0_2 import io
+
+from ..backbones.clip import is_clip, load_clip
+from ..backbones.memory import ComfyMemory
+from . import sockets
+
+NONE = "(none found: put a CLIP folder into models/clip)"
+FOLDERS = "text_encoders"  # ComfyUI's name for models/text_encoders and models/clip
+TOYS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
+
+
+def clips() -> dict[str, Path]:
+    """Names as the menu shows them -> transformers folders of whole CLIPs; text encoders alone are left out."""
+    found = [
+        (Path(root), path.parent)
+        for root in folder_paths.get_folder_paths(FOLDERS)
+        for path in sorted(Path(root).rglob("config.json"))
+        if is_clip(path.parent)
+    ]
+    toys = {f"toyworld/{p.parent.name}": p.parent for p in TOYS.glob("clip/config.json")}
+    return toys | {str(folder.relative_to(root)): folder for root, folder in reversed(found)}
+
+
+class WeftLoadCLIP(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftLoadCLIP",
+            display_name="Load CLIP (Weft)",
+            category="Weft/load",
+            description="Loads a CLIP with both its towers, to judge pictures by texts.",
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(clips()) or [NONE],
+                    tooltip="A transformers folder of a CLIP in models/clip or models/text_encoders, or toyworld/clip, "
+                    "which knows the toy world only.",
+                ),
+            ],
+            outputs=[sockets.Clip.Output(display_name="clip", tooltip="For Edit Candidates.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model):
+        folder = clips().get(model)
+        return folder and (folder / "config.json").stat().st_mtime
+
+    @classmethod
+    def execute(cls, model):
+        folders = clips()
+        if model not in folders:
+            raise ValueError(f"no model '{model}': found {', '.join(folders) or 'none'} (press R to look again)")
+        return io.NodeOutput(load_clip(folders[model], name=model, memory=ComfyMemory()))
