@@ -43,12 +43,8 @@ def api(name):
 def widgets(node):
     """{name: value} of a node in UI format, where values have no names."""
     if node["type"] in schemas():
-        slots = [slot for slot in schemas()[node["type"]].inputs if slot.is_widget]
-        saved = len(node.get("widgets_values", []))
-        newer = slots[saved:]  # appended since; the browser gives them their defaults
-        assert saved <= len(slots), f"{node['title']}: saved with other widgets"
-        assert all(slot.optional for slot in newer), f"{node['title']}: saved with other widgets"
-        names = [slot.name for slot in slots[:saved]]
+        names = [slot.name for slot in schemas()[node["type"]].inputs if slot.is_widget]
+        assert len(names) == len(node.get("widgets_values", [])), f"{node['title']}: saved with other widgets"
     else:
         names = CORE[node["type"]]
     return dict(zip(names, node.get("widgets_values", [])))

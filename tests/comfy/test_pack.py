@@ -6,22 +6,38 @@ import pytest
 pytestmark = pytest.mark.comfy
 
 NODES = {  # saved in workflows: none may ever go or be renamed
-    "WeftLoadModel",
-    "WeftEncodePrompt",
-    "WeftEncodeFrames",
-    "WeftDecodeFrames",
+    "WeftAddNoise",
+    "WeftChunkMerge",
+    "WeftChunkPlan",
+    "WeftChunkSelect",
+    "WeftCorrespondence",
+    "WeftCorrespondenceAttention",
     "WeftDDIMInversion",
-    "WeftSTRLatentOptimizer",
-    "WeftPreviewSTRScore",
-    "WeftLatentBlend",
-    "WeftEditSampler",
-    "WeftEvaluateEdit",
-    "WeftLoadSAM",
-    "WeftSAMMask",
-    "WeftTextToBoxes",
-    "WeftTrackMask",
-    "WeftLoadCLIP",
+    "WeftDecodeFrames",
     "WeftEditCandidates",
+    "WeftEditSampler",
+    "WeftEncodeFrames",
+    "WeftEncodePrompt",
+    "WeftEvaluateEdit",
+    "WeftFateZero",
+    "WeftFeatureInjection",
+    "WeftGatherSwapAttention",
+    "WeftLatentBlend",
+    "WeftLoadAdapter",
+    "WeftLoadCLIP",
+    "WeftLoadModel",
+    "WeftLoadSAM",
+    "WeftPreviewCorrespondence",
+    "WeftPreviewSTRScore",
+    "WeftSAMMask",
+    "WeftSTEMAttention",
+    "WeftSTEMInversion",
+    "WeftSTRLatentOptimizer",
+    "WeftSpatioTemporalAttention",
+    "WeftTestTimeAdaptation",
+    "WeftTextToBoxes",
+    "WeftTokenFlow",
+    "WeftTrackMask",
 }
 
 
@@ -32,7 +48,7 @@ def ours(server):
 
 
 def test_every_node_is_there(ours):
-    assert set(ours) >= NODES
+    assert set(ours) == NODES
 
 
 def test_every_node_and_input_is_explained(ours):

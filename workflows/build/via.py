@@ -7,7 +7,6 @@ from .parts import Column, Graph, Wire, clicked, decode, figures, node, read_me,
 
 EDITOR, EDITOR_CFG = "toyworld/instruct", 2.0
 BACKGROUND = "make the background teal striped"
-ADAPT = {"steps": 100, "rate": 2e-4}  # the paper gives no numbers
 
 NOTE = """\
 **VIA, {title}**: an instruction edits every frame, by an image model that is given the frame and the text.
@@ -28,7 +27,8 @@ NOTES = {
     "global": {
         "title": "the whole picture",
         "also": ", and the same in **Adapted text**",
-        "first": "**Candidates** edits one frame with several seeds: put the number of the best into its choice.",
+        "first": "**Candidates** edits one frame with several seeds: put the number of the best into its choice. All "
+        "frames start from that seed.",
         "then": "**Adapt** learns from that pair what you mean, and **Sample** edits all frames so.",
     },
     "long": {
@@ -46,7 +46,7 @@ def via(kind: str) -> Graph:
     """An instruction for every frame: one thing ("local"), the whole picture ("global") or a clip in parts ("long")."""
     frames, text = wire("Source frames", "images"), clip.instruction()
     model, edited, plan, evaluated, part, chunk = wire("Model"), wire("Decode"), wire("Gather-swap"), {}, frames, {}
-    first, blend, merge, said = {}, {}, {}, "Instruction"
+    first, blend, merge, seed, said = {}, {}, {}, {}, "Instruction"
     if kind == "local":
         first = {"Mask": clicked() | {"Track": track("Click")}}
         blend = {"Blend": node("WeftLatentBlend", plan=plan, mask=wire("Track", "mask"), dilate=2)}
@@ -54,7 +54,7 @@ def via(kind: str) -> Graph:
     if kind == "global":
         text, said = BACKGROUND, "Adapted text"
         first = {"Adapt to one frame": _adaptation(frames)}
-        model = wire("Adapt", "model")
+        model, seed = wire("Adapt", "model"), {"seed": wire("Candidates", "seed")}
     if kind == "long":
         part, chunk, edited = wire("Part", "images"), {"chunk": wire("Part", "chunk")}, wire("Merge")
         cut = node("WeftChunkSelect", chunks=wire("Chunks"), images=frames, index=0)
@@ -63,7 +63,7 @@ def via(kind: str) -> Graph:
     start = {
         said: node("WeftEncodePrompt", model=model, text=text),
         "Encode": node("WeftEncodeFrames", model=model, images=part),
-        "Noise": node("WeftAddNoise", model=model, latent=wire("Encode"), **chunk),
+        "Noise": node("WeftAddNoise", model=model, latent=wire("Encode"), **chunk, **seed),
     }
     sample = {"model": model, "trajectory": wire("Noise"), "positive": wire(said), "plan": plan}
     sample |= {"cfg": EDITOR_CFG, "chunk_frames": 4 if kind == "long" else 0}
@@ -85,5 +85,5 @@ def _adaptation(frames: Wire) -> Column:
     return {
         "Instruction": node("WeftEncodePrompt", model=wire("Model"), text=BACKGROUND),
         "Candidates": node("WeftEditCandidates", **told, images=frames, cfg=EDITOR_CFG),
-        "Adapt": node("WeftTestTimeAdaptation", **told, **pair, **ADAPT),
+        "Adapt": node("WeftTestTimeAdaptation", **told, **pair),
     }
