@@ -51,13 +51,8 @@ class WeftEditCandidates(io.ComfyNode):
                 ),
                 io.Int.Input("count", default=4, min=1, max=64, tooltip="How many candidates."),
                 io.Int.Input("choice", default=0, min=0, max=63, tooltip="Which of them is best; the first is 0."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**53,
-                    control_after_generate=False,
-                    tooltip="Of the first candidate; the next has the next seed. Add Noise starts there with it.",
+                sockets.seed_input(
+                    "Of the first candidate; the next has the next seed. Add Noise starts there with it."
                 ),
                 io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Steps of each edit."),
                 io.Float.Input(
@@ -172,14 +167,7 @@ class WeftTestTimeAdaptation(io.ComfyNode):
                     step=0.01,
                     tooltip="How often text, picture, and both are left out, each, so that guidance goes on working.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**53,
-                    control_after_generate=False,
-                    tooltip="Of the transforms and the noise of the training.",
-                ),
+                sockets.seed_input("Of the transforms and the noise of the training."),
                 io.String.Input(
                     "save_as",
                     default="",

@@ -61,14 +61,7 @@ class WeftCorrespondence(io.ComfyNode):
                     default="shared",
                     tooltip="The same noise on all frames, or each its own.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**53,
-                    control_after_generate=False,
-                    tooltip="Of the noise.",
-                ),
+                sockets.seed_input("Of the noise."),
             ],
             outputs=[sockets.Correspondence.Output(display_name="correspondence")],
         )

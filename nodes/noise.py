@@ -22,14 +22,7 @@ class WeftAddNoise(io.ComfyNode):
                 ),
                 io.Latent.Input("latent", tooltip="The source clip, from Encode Frames."),
                 io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Steps of the edit. VIA: 10 to 20."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**53,
-                    control_after_generate=False,
-                    tooltip="Another seed is another edit.",
-                ),
+                sockets.seed_input("Another seed is another edit."),
                 io.Combo.Input(
                     "noise",
                     options=list(get_args(Noise)),

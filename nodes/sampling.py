@@ -37,14 +37,7 @@ class WeftEditSampler(io.ComfyNode):
                     step=0.1,
                     tooltip="How strongly to follow the prompt. 1 is no guidance and twice as fast.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**53,
-                    control_after_generate=False,
-                    tooltip="For methods that draw random numbers. The plain edit and STR-Match draw none.",
-                ),
+                sockets.seed_input("For methods that draw random numbers. The plain edit and STR-Match draw none."),
                 io.Float.Input(
                     "image_cfg",
                     default=1.5,

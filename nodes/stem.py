@@ -52,14 +52,7 @@ def stem_inputs() -> list[io.Input]:
             tooltip="Frames that share bases. 0: all, as in the paper. 8 is the authors' released setting, whose "
             "memory does not grow with the clip.",
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=2**53,
-            control_after_generate=False,
-            tooltip="Of the bases' starts, drawn anew at every step and layer.",
-        ),
+        sockets.seed_input("Of the bases' starts, drawn anew at every step and layer."),
         io.Boolean.Input(
             "skip_dead",
             default=False,

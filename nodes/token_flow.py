@@ -39,13 +39,8 @@ class WeftTokenFlow(io.ComfyNode):
                     max=1000,
                     tooltip="Steps from the first that take the source's queries and keys: 25 of 50. 0: none.",
                 ),
-                io.Int.Input(
-                    "pivot_seed",
-                    default=0,
-                    min=0,
-                    max=2**53,
-                    control_after_generate=False,
-                    tooltip="Which frame of each batch is the keyframe, drawn anew at every step.",
+                sockets.seed_input(
+                    "Which frame of each batch is the keyframe, drawn anew at every step.", name="pivot_seed"
                 ),
                 io.Combo.Input(
                     "blend",
