@@ -28,11 +28,11 @@ from ..methods.gather_swap import gather_swap
 from ..toyworld import world
 from ..toyworld.measure import consistency
 from ..toyworld.reading import find_sprites
+from .cases import WEIGHTS
 from .measure import peak_bytes
+from .rows import RESULTS, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-MODEL = ROOT / "toyworld" / "weights" / "instruct"
-RESULT = ROOT / "benchmarks" / "results" / "toyworld_via_long.json"
+RESULT = RESULTS / "toyworld_via_long.json"
 GUIDANCE, IMAGE_GUIDANCE = 2.0, 1.5  # as in `toyworld_via`
 LENGTHS, CHUNK, PART, STEPS, SEED = (96, 1440), 96, 24, 5, 60_000
 HEADER = """
@@ -58,7 +58,7 @@ def run() -> None:
 
 def one(frames: int) -> dict:
     """One clip with gather-swap: seconds, memory, and how its chunks compare."""
-    backbone = load_backbone(MODEL, name="toyworld/instruct")
+    backbone = load_backbone(WEIGHTS / "instruct", name="toyworld/instruct")
     generator = torch.Generator().manual_seed(SEED)
     source = world.draw(1, generator, frames=frames)
     target = world.edit(source, generator, ("color",))
