@@ -267,8 +267,8 @@ begin, so frames that are edited one by one disagree: this is flicker. No inject
 nothing else is said: at the finest alone it moves this network's output by 2 to 4 %, at all levels by 12 to 20 %.
 """,
     SPRITE: """A third of the edits change color, a third shape, a third both. The caption says all there is to say, so
-frames agree on what to show; what is left in the warp error is where the sprite is drawn. Features are injected in 6 of
-the 8 steps (the papers' 40 of 50).
+frames agree on what to show; what is left in the warp error is where the sprite is drawn, and no attention changes that
+by much. Features are injected in 6 of the 8 steps (the papers' 40 of 50).
 """,
     MATCHES: """From frame to frame, and chained from the first frame to every other, as the paper measures. The grid of
 the edits has places of 4 pixels, and a chain rounds to them at every hop; with frames twice as large the same network

@@ -216,7 +216,7 @@ attention: gather-swap with a group of one. The root pair is the middle frame an
 chosen by the renderer's measures in the place of a human; the adapter is LoRA of rank 16, {training}.
 The blend has the exact mask of the old and the new sprite, not dilated. What the edit still changes outside of it
 comes from cells that the mask touches, which are edited whole and are 4 px wide, and from what the VAE's decoder makes
-of them. Rows of fewer clips are not done yet, or took too long.
+of them.
 
 Edits of the background name its color and its pattern, and not which way stripes run or where they begin: many edits
 are right, and per-frame editing finds several of them in one clip. This is what VIA is made for."""
