@@ -202,7 +202,7 @@ def instruction(case: Case) -> str:
 
 HEADER = """# VIA on the toy world
 
-{clips} held-out edits (those of `toyworld_str`: a third change color, a third shape, a third both), 8 frames, model
+{clips} held-out edits (`benchmarks/cases.py`: a third change color, a third shape, a third both), 8 frames, model
 `toyworld/instruct` in float32 on a CPU, {steps} steps from noise without an inversion, text guidance {guidance:g} where
 nothing else is said (the most accurate on six other clips), image guidance {image:g}, {date}, commit {commit}.
 Commands: `python -m weft.benchmarks.toyworld_via run`, then `table`. PSNR in dB; each cell is a mean [95 %
@@ -219,7 +219,12 @@ comes from cells that the mask touches, which are edited whole and are 4 px wide
 of them.
 
 Edits of the background name its color and its pattern, and not which way stripes run or where they begin: many edits
-are right, and per-frame editing finds several of them in one clip. This is what VIA is made for."""
+are right, and per-frame editing finds several of them in one clip. This is what VIA is made for.
+
+How to read it: one noise for all frames does much, gather-swap does the rest, where there is something to agree on.
+The literal ramp of the blend wants a strong edit: at guidance 7.5 it keeps most of the background at the same accuracy,
+at 2 it leaves the edit half done. The adapter learns what to make of the thing (more frames are right) and forgets a
+little of the rest (the background). A pattern's place it cannot learn, as every training pair is moved and turned."""
 
 
 def table() -> str:
