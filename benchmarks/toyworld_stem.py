@@ -247,11 +247,12 @@ Peak: the most that tensors take at once in one step of the inversion of the fir
 How to read it: where the inversion is poor, the bases make it far better, and every editor with it. 16 bases or a
 single round do nearly as well, and dense attention over all frames does not help; which suggests that it is coarse
 attention that steadies such an inversion, rather than a faithful summary of the clip. With warm start, plain DDIM
-leaves nothing to repair, and the editors are no better off with the bases.
+leaves nothing to repair: a plain edit is a little steadier with the bases, the editors are no better off.
 
 The real clip is {real} frames of "carphone" at {pixels}x{pixels}, with an empty prompt. Neither the VAE nor the network
 has seen anything like it, and what the VAE alone gives back bounds what can be had. Its warp error goes along the
-source's optical flow."""
+source's optical flow. The papers' inversion loses it, however it attends; with warm start it comes back to within 1 dB
+of that bound, with the bases to within 0.6 to 0.9. One clip proves little."""
 
 
 def gflop(s: Setting) -> str:
