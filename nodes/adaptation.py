@@ -90,6 +90,7 @@ class WeftEditCandidates(io.ComfyNode):
                 io.Image.Output(display_name="edited"),
                 io.Image.Output(display_name="source"),
                 io.Int.Output(display_name="seed", tooltip="Of the chosen one, for Add Noise to start there."),
+                io.String.Output(display_name="scores", tooltip="What clip thinks of each, for Preview Any."),
             ],
             is_output_node=True,
         )
@@ -126,13 +127,12 @@ class WeftEditCandidates(io.ComfyNode):
             image_guidance=image_cfg,
             monitor=NodeMonitor(count * steps),
         )
-        shown = ui.PreviewImage(found, cls=cls).as_dict()
+        told = ""
         if direction is not None:
             scores = clip_direction.scores(clip, source, found, direction)
-            choice = clip_direction.best(scores)
-            shown |= ui.PreviewText(clip_direction.told(scores)).as_dict()
+            choice, told = clip_direction.best(scores), clip_direction.told(scores)
         edited = adaptation.choose(found, choice)
-        return io.NodeOutput(found, edited, source, seed + choice, ui=shown)
+        return io.NodeOutput(found, edited, source, seed + choice, told, ui=ui.PreviewImage(found, cls=cls))
 
 
 class WeftTestTimeAdaptation(io.ComfyNode):

@@ -38,6 +38,7 @@ def candidates(**inputs):
         "candidates": node("WeftEditCandidates", **(told | numbers | inputs)),
         "edited": node("PreviewImage", images=["candidates", 1]),
         "seed": node("PreviewAny", source=["candidates", 3]),
+        "scores": node("PreviewAny", source=["candidates", 4]),
     }
 
 
@@ -55,7 +56,7 @@ def pictures(result, name):
 
 def read(result):
     """(scores, index of the one taken) as the node tells them."""
-    (text,) = result.outputs["candidates"]["text"]
+    (text,) = result.outputs["scores"]["text"]
     scores = [float(score) for score in re.findall(r"^candidate \d+: (-?\d\.\d+)", text, re.MULTILINE)]
     (taken,) = re.findall(r"^candidate (\d+): .*, taken$", text, re.MULTILINE)
     return scores, int(taken)
@@ -85,7 +86,7 @@ def test_the_way_back_takes_the_worst(run):
 
 def test_without_clip_the_choice_counts(run):
     result = run(candidates(before="", after="never read"))
-    assert "text" not in result.outputs["candidates"]
+    assert result.outputs["scores"]["text"] == [""]
     assert torch.equal(pictures(result, "edited")[0], pictures(result, "candidates")[2])
     assert result.outputs["seed"]["text"] == [str(SEED + 2)]
 
