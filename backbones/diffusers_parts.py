@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..engine.autograd import ordinary
 from ..engine.schedule import Schedule
 
 FRAMES_AT_ONCE = 8  # through the VAE: the memory of a decode must not grow with the clip
@@ -28,23 +29,45 @@ def fingerprint(*modules: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
+def all_finite(clip: Tensor) -> bool:
+    """Whether a clip [F, ...] holds numbers alone, looked through a few frames at a time."""
+    return all(part.isfinite().all() for part in clip.split(FRAMES_AT_ONCE))
+
+
 def encode_frames(vae: nn.Module, frames: Tensor, device: torch.device, check: Callable[[], None]) -> Tensor:
     """[F, H, W, 3] in 0..1 -> [F, C, h, w] unscaled, the mode of the posterior."""
-    pixels = frames.movedim(-1, 1) * 2 - 1
-    latents = []
-    for part in pixels.split(FRAMES_AT_ONCE):
+
+    def encode(part: Tensor) -> Tensor:
         check()
-        latents.append(vae.encode(part.to(device, vae.dtype)).latent_dist.mode().float().cpu())
-    return torch.cat(latents)
+        pixels = (ordinary(part).movedim(-1, 1) * 2 - 1).to(device, vae.dtype)
+        return vae.encode(pixels).latent_dist.mode().float().cpu()
+
+    return _in_parts(encode, frames)
 
 
 def decode_latents(vae: nn.Module, latents: Tensor, device: torch.device, check: Callable[[], None]) -> Tensor:
     """[F, C, h, w] unscaled -> [F, H, W, 3] float32 in 0..1."""
-    frames = []
-    for part in latents.split(FRAMES_AT_ONCE):
+
+    def decode(part: Tensor) -> Tensor:
         check()
-        frames.append((vae.decode(part.to(device, vae.dtype)).sample.float().cpu() / 2 + 0.5).clamp(0, 1))
-    return torch.cat(frames).movedim(1, -1).contiguous()
+        pixels = vae.decode(ordinary(part).to(device, vae.dtype)).sample.float().cpu()
+        return (pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+
+    return _in_parts(decode, latents)
+
+
+def _in_parts(function: Callable[[Tensor], Tensor], clip: Tensor) -> Tensor:
+    """A function of a clip's frames, of a few at a time.
+
+    What comes out is written into one tensor and not put together: a minute of 512x512 is 4.5 GB, and would be there
+    twice.
+    """
+    whole = None
+    for first in range(0, len(clip), FRAMES_AT_ONCE):
+        part = function(clip[first : first + FRAMES_AT_ONCE])
+        whole = part.new_empty(len(clip), *part.shape[1:]) if whole is None else whole
+        whole[first : first + FRAMES_AT_ONCE] = part
+    return whole
 
 
 def embed_text(tokenizer, encoder: nn.Module, text: str, device: torch.device) -> Tensor:

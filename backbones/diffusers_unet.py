@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ..engine.autograd import ordinary, plain_torch
+from ..engine.autograd import plain_torch
 from ..engine.nouns import Block, Prompt, Site
 from ..engine.schedule import Schedule
 from . import diffusers_parts as parts
@@ -75,18 +75,18 @@ class DiffusersUNet:
                 f"frames are {width}x{height}, and '{self.name}' wants width and height divisible by {m}: "
                 f"scale or crop to {width // m * m}x{height // m * m}"
             )
-        if not torch.isfinite(frames).all():
+        if not parts.all_finite(frames):
             raise ValueError("the frames hold NaN or infinity")
         with self.resident("vae"):
-            return parts.encode_frames(self.vae, ordinary(frames), self.device, self.check)
+            return parts.encode_frames(self.vae, frames, self.device, self.check)
 
     @plain_torch
     def decode(self, latents: Tensor) -> Tensor:
         self._require_latents(latents)
-        if not torch.isfinite(latents).all():
+        if not parts.all_finite(latents):
             raise ValueError("the latents hold NaN or infinity, which would decode to black frames")
         with self.resident("vae"):
-            return parts.decode_latents(self.vae, ordinary(latents), self.device, self.check)
+            return parts.decode_latents(self.vae, latents, self.device, self.check)
 
     def scale(self, latents: Tensor) -> Tensor:
         self._require_latents(latents)

@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from weft.backbones.diffusers_parts import embed_text, fingerprint, token_texts
+from weft.benchmarks.measure import peak_bytes
+from weft.tests.numerics import assert_close
 
 
 def module(seed=0):
@@ -69,3 +71,37 @@ def test_tokens_of_a_prompt_spell_it_position_by_position(tiny):
     assert len(tokens) == tiny.tokenizer.model_max_length
     assert "".join(tokens) == "a teal square on a zebra "
     assert tiny.embed("A teal square on a zebra").tokens == tokens
+
+
+def taken(call):
+    """Bytes that a call takes at once beside what it returns."""
+    sizes = []
+    return peak_bytes(lambda: sizes.append(call().nbytes)) - sizes[0]
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+@pytest.mark.parametrize("inference", [False, True], ids=["", "as nodes run"])
+def test_the_vae_takes_no_more_memory_for_a_longer_clip(tiny_image, way, inference):
+    with torch.inference_mode(inference):
+        clip = torch.rand(96, 32, 32, 3) if way == "encode" else torch.randn(96, 4, 16, 16)
+    short, long = (taken(lambda n=n: getattr(tiny_image, way)(clip[:n])) for n in (16, 96))
+    assert long < 1.01 * short
+
+
+def test_a_clip_through_the_vae_is_its_frames_through_it_one_by_one(tiny_image):
+    frames = torch.rand(11, 12, 20, 3, generator=torch.Generator().manual_seed(0))
+    latents = tiny_image.encode(frames)
+    assert_close(latents, torch.cat([tiny_image.encode(frame[None]) for frame in frames]))
+    decoded = tiny_image.decode(latents)
+    assert decoded.is_contiguous()
+    assert_close(decoded, torch.cat([tiny_image.decode(z[None]) for z in latents]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_found_in_the_last_frame(tiny_image, value):
+    frames, latents = torch.rand(11, 12, 20, 3), torch.randn(11, 4, 6, 10)
+    frames[-1, -1, -1, -1] = latents[-1, -1, -1, -1] = value
+    with pytest.raises(ValueError, match="frames hold NaN"):
+        tiny_image.encode(frames)
+    with pytest.raises(ValueError, match="latents hold NaN"):
+        tiny_image.decode(latents)
