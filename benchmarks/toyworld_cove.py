@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,12 +30,11 @@ from ..toyworld.motion import warp_error
 from ..toyworld.report import contact_sheet
 from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
 from .rows import Rows, arguments, difference, head, line, origin
+from .tracking import by_features, by_flow, by_standing, pck
 
 ROWS = Rows("toyworld_cove")
 STEPS, GUIDANCE = 8, 3.0  # dense attention over 2,048 tokens a layer is slow on a CPU
 INJECTION = {"feature_steps": 6, "attention_steps": 6}  # the papers' 40 of 50
-CORRECT = 0.5  # of the sprite's radius
-KEYPOINTS = torch.tensor([[0, 0], [0.5, 0], [-0.5, 0], [0, 0.5], [0, -0.5]])  # of the radius, from the sprite's centre
 MATCHES, GROUND, SPRITE = "correspondences", "edits of the background", "edits of the sprite"
 WARP = {
     "warp": ("warp error", 2),
@@ -142,26 +140,11 @@ class Bench:
         return correspondence(self.backbone, self.latents(index, enlarge), **dict(match))
 
     def tracked(self, case: Case, setting: Setting) -> dict[str, float]:
-        """Shares of keypoints of the sprite that are followed to within half its radius."""
-        clips = case.source
-        cells, hop = {"match": self._by_features, "flow": _by_flow, "still": _by_standing}[setting.kind](case, setting)
-        center, radius, size = clips.center[0], clips.radius[0], world.SIZE / cells
-        correct = {"pck_next": [], "pck_all": []}
-        for frame in range(len(center) - 1):
-            points = center[frame] + KEYPOINTS * radius
-            cell = (points / size).long().clamp(0, cells - 1)
-            at, within = cell[:, 1] * cells + cell[:, 0], points - cell * size
-            for other in range(frame + 1, len(center) if frame == 0 else frame + 2):
-                at = hop(other - 1, at)
-                there = torch.stack([at % cells, at // cells], -1) * size + within
-                right = (there - points - (center[other] - center[frame])).norm(dim=-1) <= CORRECT * radius
-                correct["pck_next"] += [right] if other == frame + 1 else []
-                correct["pck_all"] += [right] if frame == 0 else []
-        return {name: torch.cat(values).float().mean().item() for name, values in correct.items()}
-
-    def _by_features(self, case: Case, setting: Setting):
-        found = self.found(case.index, setting.match, setting.enlarge)
-        return found.grid[1], lambda frame, at: found.forward[frame, at, 0].long()
+        if setting.kind == "still":
+            return pck(case.source, *by_standing())
+        if setting.kind == "flow":
+            return pck(case.source, *by_flow(case.source, setting.enlarge))
+        return pck(case.source, *by_features(self.found(case.index, setting.match, setting.enlarge)))
 
     # ---- edits ------------------------------------------------------------------------------------------------------
 
@@ -200,28 +183,6 @@ class Bench:
         for name, where in (("warp", "all"), ("warp_sprite", "sprite"), ("warp_background", "background")):
             figures[name] = warp_error(video, case.target, where).item()
         return figures
-
-
-def _by_flow(case: Case, setting: Setting):
-    """OpenCV's dense inverse search flow at its finest preset, read at the nearest pixel and rounded to it."""
-    import cv2
-
-    frames = F.interpolate(world.render(case.source)[0][0], scale_factor=setting.enlarge, mode="bilinear")
-    gray = [cv2.cvtColor((f.movedim(0, -1) * 255).byte().numpy(), cv2.COLOR_RGB2GRAY) for f in frames]
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    flows = [torch.from_numpy(dis.calc(a, b, None)) for a, b in pairwise(gray)]
-    side = frames.shape[-1]
-
-    def hop(frame: int, at: Tensor) -> Tensor:
-        moved = torch.stack([at % side, at // side], -1) + flows[frame][at // side, at % side].round().long()
-        moved = moved.clamp(0, side - 1)
-        return moved[:, 1] * side + moved[:, 0]
-
-    return side, hop
-
-
-def _by_standing(case: Case, setting: Setting):
-    return world.SIZE, lambda frame, at: at
 
 
 # ---- rows and tables ------------------------------------------------------------------------------------------------

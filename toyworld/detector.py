@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import text, world
 from .sam import box_of
+from .towers import small_towers
 from .training import Recipe, train
 
 BATCH, TEXTS = 32, 4
@@ -27,25 +28,7 @@ def make_detector(tokenizer):
     """64x64 pixels, 8x8 patches, 0.6 M parameters."""
     from transformers import Owlv2Config, Owlv2ForObjectDetection
 
-    tower = {"num_attention_heads": 4, "hidden_act": "gelu"}
-    reader = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": text.WIDTH,
-        "intermediate_size": 2 * text.WIDTH,
-        "num_hidden_layers": 2,
-        "max_position_embeddings": text.MAX_TOKENS,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    viewer = {"image_size": world.SIZE, "patch_size": 8, "hidden_size": 96, "intermediate_size": 288}
-    detector = Owlv2ForObjectDetection(
-        Owlv2Config(
-            text_config=reader | tower,
-            vision_config=viewer | tower | {"num_hidden_layers": 4},
-            projection_dim=text.WIDTH,
-        )
-    )
+    detector = Owlv2ForObjectDetection(Owlv2Config(**small_towers(tokenizer)))
     # The class draws its heads' weights with a deviation of 1, from which nothing is learned.
     for head in (detector.class_head, detector.box_head, detector.objectness_head):
         for layer in head.modules():

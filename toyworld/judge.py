@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import text, world
 from .detector import draw_frames
+from .towers import small_towers
 from .training import Recipe, train
 
 BATCH = 64
@@ -27,25 +28,7 @@ def make_clip(tokenizer):
     """64x64 pixels, 8x8 patches, 0.5 M parameters."""
     from transformers import CLIPConfig, CLIPModel
 
-    tower = {"num_attention_heads": 4, "hidden_act": "gelu", "projection_dim": text.WIDTH}
-    reader = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": text.WIDTH,
-        "intermediate_size": 2 * text.WIDTH,
-        "num_hidden_layers": 2,
-        "max_position_embeddings": text.MAX_TOKENS,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    viewer = {"image_size": world.SIZE, "patch_size": 8, "hidden_size": 96, "intermediate_size": 288}
-    return CLIPModel(
-        CLIPConfig(
-            text_config=reader | tower,
-            vision_config=viewer | tower | {"num_hidden_layers": 4},
-            projection_dim=text.WIDTH,
-        )
-    )
+    return CLIPModel(CLIPConfig(**small_towers(tokenizer, projection_dim=text.WIDTH)))
 
 
 def make_image_processor():
