@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from weft.engine.monitor import Monitor
-from weft.methods.mask.track import track, ways
-from weft.tests.methods.mask.by_color import BLUE, HEIGHT, WIDTH, ByColor, gone, moving, square, truth
+from weft.tests.vision.by_color import BLUE, HEIGHT, WIDTH, ByColor, gone, moving, square, truth
 from weft.toyworld import world
+from weft.vision.track import track, ways
 
 
 @pytest.mark.parametrize("at", [(0,), (5,), (3,), (1, 4)], ids=str)

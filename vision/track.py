@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engine.autograd import ordinary, plain_torch
-from ...engine.masks import Box, Candidates, Point, Prompts, Segmenter
-from ...engine.monitor import SILENT, Monitor
+from ..engine.autograd import ordinary, plain_torch
+from ..engine.monitor import SILENT, Monitor
+from .ports import Box, Candidates, Point, Prompts, Segmenter
 from .segment import check_clip, frame_of, index_of
 from .show import overlay
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...engine.masks import Box, Point, Prompts
+from .ports import Box, Point, Prompts
 
 TINT, ON, OFF = (1.0, 0.0, 0.8), (0.0, 1.0, 0.2), (1.0, 0.0, 0.1)
 SHARE = 0.55  # of the tint, inside a mask

@@ -1,8 +1,8 @@
 import torch
 
-from weft.engine.masks import Prompts
-from weft.methods.mask.show import overlay
-from weft.tests.methods.mask.by_color import moving, truth
+from weft.tests.vision.by_color import moving, truth
+from weft.vision.ports import Prompts
+from weft.vision.show import overlay
 
 
 def test_pictures_show_mask_points_and_box():

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ...engine.autograd import plain_torch
-from ...engine.masks import Detection, Detector
-from ...engine.monitor import SILENT, Monitor
+from ..engine.autograd import plain_torch
+from ..engine.monitor import SILENT, Monitor
+from .ports import Detection, Detector
 from .prompts import write_boxes
 from .segment import check_clip, frame_of
 from .show import draw_box
