@@ -7,40 +7,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .ports import Box, Point, Prompts
+from .ports import Box, Prompts
 
 TINT, ON, OFF = (1.0, 0.0, 0.8), (0.0, 1.0, 0.2), (1.0, 0.0, 0.1)
 SHARE = 0.55  # of the tint, inside a mask
 
 
 def overlay(frame: Tensor, mask: Tensor, things: Sequence[Prompts] = ()) -> Tensor:
-    """[H, W, 3]: the frame with its mask [H, W] tinted, positive points green, negative ones red, boxes green."""
-    picture = torch.lerp(frame, frame.new_tensor(TINT), (SHARE * mask.to(frame))[..., None])
-    for prompts in things:
-        if prompts.box is not None:
-            draw_box(picture, prompts.box)
-        for point in prompts.points:
-            _draw_point(picture, point, ON)
-        for point in prompts.not_points:
-            _draw_point(picture, point, OFF)
-    return picture
+    """[H, W, 3] on the CPU: the frame with its mask [H, W] tinted, positive points green, negative ones red, boxes
+    green."""
+    tinted = torch.lerp(frame, frame.new_tensor(TINT), (SHARE * mask.to(frame))[..., None])
+    boxes = [prompts.box for prompts in things if prompts.box is not None]
+    points = [(point, ON) for prompts in things for point in prompts.points]
+    return drawn(tinted, boxes, points + [(point, OFF) for prompts in things for point in prompts.not_points])
 
 
-def draw_box(picture: Tensor, box: Box, color: tuple[float, float, float] = ON) -> None:
-    """A frame of lines on a picture [H, W, 3], in place."""
+def drawn(frame: Tensor, boxes: Sequence[Box], points: Sequence[tuple] = ()) -> Tensor:
+    """[H, W, 3] float32 on the CPU: a copy of a frame, with boxes and ((x, y), color) points; later ones on top."""
+    import cv2
+
+    picture = frame.to("cpu", torch.float32, copy=True).contiguous().numpy()
     height, width = picture.shape[:2]
-    thick = max(1, min(height, width) // 256)
-    left, right = (min(max(round(v), 0), width - 1) for v in (box[0], box[2]))
-    top, bottom = (min(max(round(v), 0), height - 1) for v in (box[1], box[3]))
-    color = picture.new_tensor(color)
-    picture[top : top + thick, left : right + 1] = color
-    picture[max(bottom + 1 - thick, 0) : bottom + 1, left : right + 1] = color
-    picture[top : bottom + 1, left : left + thick] = color
-    picture[top : bottom + 1, max(right + 1 - thick, 0) : right + 1] = color
-
-
-def _draw_point(picture: Tensor, point: Point, color: tuple[float, float, float]) -> None:
-    height, width = picture.shape[:2]
-    radius = max(1, min(height, width) // 100)
-    x, y = round(point[0]), round(point[1])
-    picture[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1] = picture.new_tensor(color)
+    side = min(height, width)
+    for left, top, right, bottom in boxes:  # a box may end where the picture does, one beyond the last pixel
+        corner = min(round(right), width - 1), min(round(bottom), height - 1)
+        cv2.rectangle(picture, (round(left), round(top)), corner, ON, max(1, side // 256))
+    for (x, y), color in points:
+        cv2.circle(picture, (round(x), round(y)), max(1, side // 100), color, cv2.FILLED)
+    return torch.from_numpy(picture)
