@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..backbones.clip import ClipEmbedder, load_clip
 from ..backbones.loading import load_backbone
+from ..measure.clip_direction import best, direction_of, scores
 from ..methods.adaptation import candidates
-from ..methods.clip_direction import best, direction_of, scores
 from ..toyworld import world
 from ..toyworld.detector import draw_frames
 from ..toyworld.measure import measure
+from ..vision.clip import ClipEmbedder, load_clip
 from .cases import FIRST_SEED, WEIGHTS, Case
 from .rows import cell, origin
 

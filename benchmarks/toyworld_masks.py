@@ -14,21 +14,21 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..backbones.detector import load_detector
 from ..backbones.loading import load_backbone
-from ..backbones.sam import load_segmenter
 from ..engine.inversion import invert
 from ..engine.nouns import PLAIN, Trajectory
 from ..engine.sampling import edit
 from ..methods.latent_blend import latent_blend
-from ..methods.mask.find import find
-from ..methods.mask.prompts import read_prompts
-from ..methods.mask.segment import segment
-from ..methods.mask.track import track
 from ..methods.str_match import str_latent_optimizer
 from ..toyworld import world
 from ..toyworld.measure import measure
 from ..toyworld.sam import iou, pick
+from ..vision.detector import load_detector
+from ..vision.find import find
+from ..vision.prompts import read_prompts
+from ..vision.sam import load_segmenter
+from ..vision.segment import segment
+from ..vision.track import track
 from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
 from .rows import Rows, arguments, cell, difference, head, line, origin
 from .toyworld_str import BEST

@@ -22,7 +22,7 @@ from ..engine.inversion import invert
 from ..engine.monitor import Recording
 from ..engine.nouns import PLAIN, EditPlan, Trajectory
 from ..engine.sampling import edit
-from ..methods.evaluate import psnr
+from ..measure.evaluate import psnr
 from ..methods.fate_zero import fate_zero
 from ..methods.spatio_temporal import spatio_temporal_attention
 from ..methods.stem import stem_attention

@@ -9,7 +9,8 @@ import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
 from ..backbones import lora
-from ..methods import adaptation, clip_direction
+from ..measure import clip_direction
+from ..methods import adaptation
 from . import sockets
 from .host import NodeMonitor
 

@@ -4,7 +4,7 @@ import json
 
 from comfy_api.v0_0_2 import io, ui
 
-from ..methods.evaluate import as_text, evaluate_edit
+from ..measure.evaluate import as_text, evaluate_edit
 
 
 class WeftEvaluateEdit(io.ComfyNode):

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from weft.backbones.memory import PlainMemory
-from weft.backbones.sam import load_segmenter
 from weft.engine.monitor import SILENT, Monitor
-from weft.tests.backbones.asked import PROMPTS, noise, truncated
-from weft.tests.backbones.tiny_detectors import change_config, make_sam2
 from weft.tests.numerics import assert_close
+from weft.tests.vision.asked import PROMPTS, noise, truncated
+from weft.tests.vision.tiny_detectors import change_config, make_sam2
+from weft.vision.sam import load_segmenter
 
 CPU = PlainMemory("cpu")
 

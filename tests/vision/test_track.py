@@ -1,15 +1,17 @@
 import json
 import logging
+import time
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from weft.engine.monitor import Monitor
-from weft.methods.mask.track import track, ways
-from weft.tests.methods.mask.by_color import BLUE, HEIGHT, WIDTH, ByColor, gone, moving, square, truth
+from weft.tests.vision.by_color import BLUE, HEIGHT, WIDTH, ByColor, gone, moving, square, truth
 from weft.toyworld import world
+from weft.vision.track import _innermost, track, ways
 
 
 @pytest.mark.parametrize("at", [(0,), (5,), (3,), (1, 4)], ids=str)
@@ -154,3 +156,37 @@ def test_progress_is_told():
     bar = Bar()
     track(ByColor(), moving(), truth(moving())[:1], monitor=bar)
     assert bar.seen == [(k, 5, (1, HEIGHT, WIDTH, 3)) for k in range(1, 6)]
+
+
+def innermost_by_erosion(mask):
+    """The definition: peel off layer after layer; of what is left last, the pixel nearest the middle."""
+    inner = F.pad(mask[None, None].float(), (1, 1, 1, 1))
+    while (smaller := -F.max_pool2d(-inner, 3, stride=1, padding=1)).any():
+        inner = smaller
+    y, x = inner[0, 0, 1:-1, 1:-1].nonzero().T.float()
+    middle_y, middle_x = mask.nonzero().T.float().mean(1, keepdim=True)
+    i = ((x - middle_x) ** 2 + (y - middle_y) ** 2).argmin()
+    return x[i].item(), y[i].item()
+
+
+def test_the_innermost_pixel_is_the_one_that_erosion_leaves():
+    ring = torch.ones(15, 17, dtype=torch.bool)
+    ring[4:11, 4:13] = False
+    masks = [ring, torch.ones(1, 1, dtype=torch.bool), torch.ones(7, 12, dtype=torch.bool)]
+    for _ in range(200):  # specks and blobs of every size, at the border too
+        height, width = torch.randint(1, 33, (2,)).tolist()
+        specks = torch.rand(height, width) < 0.5 * torch.rand(())
+        blobs = F.max_pool2d((torch.rand(height, width) < 0.05)[None, None].float(), 7, 1, 3)[0, 0] > 0
+        masks += [mask for mask in (specks, blobs, ~specks) if mask.any()]
+    assert len(masks) > 400
+    for mask in masks:
+        assert _innermost(mask) == innermost_by_erosion(mask)
+
+
+def test_a_large_mask_takes_no_time():
+    """Erosion takes seconds here, and a track asks for it twice a frame."""
+    mask = torch.zeros(1080, 1920, dtype=torch.bool)
+    mask[40:1040, 60:1800] = True
+    start = time.process_time()
+    assert _innermost(mask)[1] == 539  # of two middle rows the first
+    assert time.process_time() - start < 2

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engine.autograd import ordinary, plain_torch
-from ...engine.masks import Box, Candidates, Point, Prompts, Segmenter
-from ...engine.monitor import SILENT, Monitor
+from ..engine.autograd import ordinary, plain_torch
+from ..engine.monitor import SILENT, Monitor
+from .ports import Box, Candidates, Point, Prompts, Segmenter
 from .segment import check_clip, frame_of, index_of
 from .show import overlay
 
@@ -206,10 +206,11 @@ def _around(mask: Tensor, shift: Point, size: tuple[int, int]) -> tuple[Box, Poi
 
 def _innermost(mask: Tensor) -> Point:
     """The pixel nearest to the middle among those furthest from the edge: a ring's centroid is not on the ring."""
-    inner = F.pad(mask[None, None].float(), (1, 1, 1, 1))
-    while (smaller := -F.max_pool2d(-inner, 3, stride=1, padding=1)).any():
-        inner = smaller
-    y, x = inner[0, 0, 1:-1, 1:-1].nonzero().T.float()
+    import cv2
+
+    bordered = F.pad(mask.to(torch.uint8), (1, 1, 1, 1))  # what is beyond the picture is not the thing
+    depth = torch.from_numpy(cv2.distanceTransform(bordered.numpy(), cv2.DIST_C, 3))[1:-1, 1:-1]
+    y, x = (depth == depth.max()).nonzero().T.float()
     middle = _middle(mask)
     i = ((x - middle[0]) ** 2 + (y - middle[1]) ** 2).argmin()
     return x[i].item(), y[i].item()

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from weft.methods.mask.find import find
-from weft.methods.mask.prompts import read_prompts
-from weft.tests.methods.mask.by_color import WIDTH, Finder, gone, moving
+from weft.tests.vision.by_color import WIDTH, Finder, gone, moving
+from weft.vision.find import find
+from weft.vision.prompts import read_prompts
 
 
 def test_boxes_come_best_first_and_as_text():

@@ -1,4 +1,4 @@
-"""What a segmenter and a detector are asked, and what they answer. Frames are [H, W, 3] in 0..1.
+"""What a segmenter, a detector and an embedder are asked, and what they answer. Frames are [H, W, 3] in 0..1.
 
 Places are (x, y) in pixels of the frame, (0, 0) the middle of the pixel at the top left; boxes are (left, top, right,
 bottom).
@@ -6,13 +6,13 @@ bottom).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from .monitor import Monitor
+from ..engine.monitor import Monitor
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -79,3 +79,18 @@ class Detector(Protocol):
 
     def find(self, frame: Tensor, phrases: tuple[str, ...], threshold: float) -> tuple[list[Detection], float]:
         """(everything in a frame that scores at least `threshold`, in any order; the best score there is)."""
+
+
+class Embedder(Protocol):
+    """A model such as CLIP, which puts pictures and texts into one space, where near means alike.
+
+    All its vectors are float32, of length 1, and on the CPU.
+    """
+
+    name: str
+
+    def embed_pictures(self, pictures: Tensor) -> Tensor:
+        """[n, H, W, 3] in 0..1 -> [n, E]."""
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """n texts -> [n, E]."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..engine.masks import Detection
-from .loading import frozen_module, loaded, read_json, require_readable_weights
-from .memory import Memory, PlainMemory
+from ..backbones.loading import frozen_module, loaded, read_json, require_readable_weights
+from ..backbones.memory import Memory, PlainMemory
+from .ports import Detection
 
 FAMILIES = {  # model_type -> (model class, processor class)
     "grounding-dino": ("GroundingDinoForObjectDetection", "GroundingDinoProcessor"),
@@ -44,7 +44,7 @@ def load_detector(folder: Path | str, *, name: str | None = None, memory: Memory
 
 
 class TextDetector:
-    """See `engine.masks.Detector`."""
+    """See `ports.Detector`."""
 
     def __init__(self, name: str, model, processor, reads_sentences: bool, memory: Memory):
         """

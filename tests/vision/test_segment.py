@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from weft.engine.masks import Candidates
-from weft.methods.mask.prompts import read_prompts
-from weft.methods.mask.segment import segment
-from weft.tests.methods.mask.by_color import BLUE, HEIGHT, WIDTH, ByColor, moving, square, truth
+from weft.tests.vision.by_color import BLUE, HEIGHT, WIDTH, ByColor, moving, square, truth
+from weft.vision.ports import Candidates
+from weft.vision.prompts import read_prompts
+from weft.vision.segment import segment
 
 
 def test_a_click_gives_its_frame_alone():

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.embedding import Embedder
+from ..vision.ports import Embedder
 
 STILL = 1e-4  # vectors of length 1 that are nearer than this differ by rounding
 NOWHERE = -1.0

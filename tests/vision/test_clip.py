@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from weft.backbones import clip as clips
-from weft.backbones.clip import is_clip, load_clip
 from weft.backbones.memory import PlainMemory
-from weft.tests.backbones.tiny_clip import LONGEST, make_clip
-from weft.tests.backbones.tiny_detectors import change_config
 from weft.tests.numerics import assert_close
+from weft.tests.vision.tiny_clip import LONGEST, make_clip
+from weft.tests.vision.tiny_detectors import change_config
+from weft.vision import clip as clips
+from weft.vision.clip import is_clip, load_clip
 
 CPU = PlainMemory("cpu")
 TEXTS = ["a red square", "a blue circle on a teal striped background", "a cross"]

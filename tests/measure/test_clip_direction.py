@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from weft.methods.clip_direction import STILL, best, direction_of, scores, told
+from weft.measure.clip_direction import STILL, best, direction_of, scores, told
 
 RIGHT, UP = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from weft.engine.masks import Candidates, Detection
+from weft.vision.ports import Candidates, Detection
 
 HEIGHT, WIDTH = 12, 16
 RED, BLUE, GRAY = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.5, 0.5)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from weft.engine.monitor import Monitor
-from weft.methods.mask.find import find
-from weft.methods.mask.prompts import read_prompts
-from weft.methods.mask.segment import segment
-from weft.methods.mask.track import track
-from weft.tests.methods.mask.by_color import ByColor, Finder, moving, truth
+from weft.tests.vision.by_color import ByColor, Finder, moving, truth
+from weft.vision.find import find
+from weft.vision.prompts import read_prompts
+from weft.vision.segment import segment
+from weft.vision.track import track
 
 
 def test_boxes_lead_to_the_mask():

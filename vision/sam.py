@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine.masks import Candidates, Prompts, Segmenter
-from .loading import DTYPES
-from .memory import Memory, PlainMemory
+from ..backbones.loading import DTYPES
+from ..backbones.memory import Memory, PlainMemory
+from .ports import Candidates, Prompts, Segmenter
 from .sam_parts import sam_from
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt")

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .loading import frozen_module, loaded, read_json, require_readable_weights
-from .memory import Memory, PlainMemory
+from ..backbones.loading import frozen_module, loaded, read_json, require_readable_weights
+from ..backbones.memory import Memory, PlainMemory
 
 log = logging.getLogger(__name__)
 FAMILY = "clip"  # both towers; the text encoder of a diffusion model is a "clip_text_model"
@@ -70,7 +70,7 @@ def _family(folder: Path) -> str | None:
 
 
 class ClipEmbedder:
-    """See `engine.embedding.Embedder`."""
+    """See `ports.Embedder`."""
 
     def __init__(self, name: str, model, images, tokenizer, memory: Memory):
         """

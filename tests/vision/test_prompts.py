@@ -1,7 +1,7 @@
 import pytest
 
-from weft.methods.mask.prompts import check_prompts, read_frames, read_prompts, write_frames
-from weft.tests.methods.mask.by_color import moving
+from weft.tests.vision.by_color import moving
+from weft.vision.prompts import check_prompts, read_frames, read_prompts, write_frames
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine.masks import Candidates, Prompts
+from ..backbones.loading import frozen_module, loaded, read_json, require_readable_weights
+from ..backbones.memory import Memory
 from ..engine.monitor import Monitor
-from .loading import frozen_module, loaded, read_json, require_readable_weights
-from .memory import Memory
+from .ports import Candidates, Prompts
 
 FAMILIES = ("sam2_video", "sam2")
 THING = 1  # the id of the one object that is followed

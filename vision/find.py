@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ...engine.autograd import plain_torch
-from ...engine.masks import Detection, Detector
-from ...engine.monitor import SILENT, Monitor
+from ..engine.autograd import plain_torch
+from ..engine.monitor import SILENT, Monitor
+from .ports import Detection, Detector
 from .prompts import write_boxes
 from .segment import check_clip, frame_of
-from .show import draw_box
+from .show import drawn
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def find(
         best = max(best, score)
         if kept := tuple(_into(d, frame) for d in sorted(seen, key=lambda d: -d.score))[: top or None]:
             found[k] = kept
-            pictures.append(_with_boxes(frame, kept))
+            pictures.append(drawn(frame, [d.box for d in reversed(kept)]))  # the best on top
         monitor.progress(done + 1, len(at))
     if not found:
         raise ValueError(
@@ -97,13 +97,6 @@ def _into(detection: Detection, frame: Tensor) -> Detection:
     left, top = min(max(left, 0.0), width - 1.0), min(max(top, 0.0), height - 1.0)
     right, bottom = min(max(right, left + 1), float(width)), min(max(bottom, top + 1), float(height))
     return Detection((left, top, right, bottom), detection.score, detection.label)
-
-
-def _with_boxes(frame: Tensor, detections: tuple[Detection, ...]) -> Tensor:
-    picture = frame.clone()
-    for detection in reversed(detections):  # the best on top
-        draw_box(picture, detection.box)
-    return picture
 
 
 def _frames(at) -> str:

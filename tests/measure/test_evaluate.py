@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from weft.methods.evaluate import CAP, as_text, evaluate_edit, psnr
+from weft.measure.evaluate import CAP, as_text, evaluate_edit, psnr
 
 
 @pytest.fixture

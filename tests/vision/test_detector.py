@@ -5,11 +5,11 @@ import shutil
 import pytest
 import torch
 
-from weft.backbones import detector as detectors
-from weft.backbones.detector import load_detector
 from weft.backbones.memory import PlainMemory
-from weft.tests.backbones.asked import noise, truncated
-from weft.tests.backbones.tiny_detectors import change_config, make_grounding_dino, make_owlv2
+from weft.tests.vision.asked import noise, truncated
+from weft.tests.vision.tiny_detectors import change_config, make_grounding_dino, make_owlv2
+from weft.vision import detector as detectors
+from weft.vision.detector import load_detector
 
 CPU = PlainMemory("cpu")
 

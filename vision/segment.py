@@ -13,9 +13,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ...engine.autograd import ordinary, plain_torch
-from ...engine.masks import Candidates, Prompts, Segmenter
-from ...engine.monitor import SILENT, Monitor
+from ..engine.autograd import ordinary, plain_torch
+from ..engine.monitor import SILENT, Monitor
+from .ports import Candidates, Prompts, Segmenter
 from .prompts import Asked, check_prompts
 from .show import overlay
 

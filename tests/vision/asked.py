@@ -2,7 +2,7 @@
 
 import torch
 
-from weft.engine.masks import Prompts
+from weft.vision.ports import Prompts
 
 PROMPTS = {
     "click": Prompts(((30, 20),)),

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from weft.backbones.memory import PlainMemory
-from weft.backbones.sam import load_segmenter
-from weft.backbones.sam_parts import Architecture, make_sam, sam_from
-from weft.engine.masks import Prompts
-from weft.tests.backbones.asked import PROMPTS, noise, truncated
 from weft.tests.numerics import assert_close
+from weft.tests.vision.asked import PROMPTS, noise, truncated
 from weft.toyworld import sam as toy
+from weft.vision.ports import Prompts
+from weft.vision.sam import load_segmenter
+from weft.vision.sam_parts import Architecture, make_sam, sam_from
 
 CPU = PlainMemory("cpu")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ...engine.masks import Box, Point, Prompts
+from .ports import Box, Point, Prompts
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 Asked = dict[int, tuple[Prompts, ...]]  # frame -> what is asked there, one entry a thing
