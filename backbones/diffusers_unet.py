@@ -1,4 +1,4 @@
-"""What the UNets of diffusers have in common as a `Denoiser`: sites and blocks, a schedule, and who moves the weights."""
+"""What the UNets of diffusers have in common as a `Denoiser`: sites, blocks, a schedule, and who moves the weights."""
 
 from __future__ import annotations
 

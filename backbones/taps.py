@@ -27,7 +27,9 @@ def tapped(network: nn.Module, model: Model, evaluation: Evaluation, plan: EditP
         for site in model.sites if rewriting else ():
             layer = network.get_submodule(site.layer)
             stack.callback(layer.set_processor, layer.processor)
-            layer.set_processor(TappedAttention(site, model.grid(site, evaluation.latents.shape), evaluation, rewriting))
+            layer.set_processor(
+                TappedAttention(site, model.grid(site, evaluation.latents.shape), evaluation, rewriting)
+            )
         for block in model.blocks if reading else ():
             hook = _feature_hook(block, evaluation, reading)
             stack.callback(network.get_submodule(block.name).register_forward_hook(hook).remove)

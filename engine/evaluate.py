@@ -1,4 +1,4 @@
-"""The network's output under a plan: controls around it, frames in chunks within it, fewer at a time when memory ends."""
+"""The network's output under a plan: controls around it, frames in chunks within it, fewer when memory ends."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ def invert(
     evaluations: int = 1,
     plan: EditPlan = PLAIN,
     chunk_frames: int = 0,
+    edit_steps: int = 0,
     budget: int = BUDGET,
     monitor: Monitor = SILENT,
 ) -> Inverted:
@@ -55,6 +56,8 @@ def invert(
         plan: attention, feature and evaluation controls that shape the inversion too.
         chunk_frames: evaluate this many frames at a time, for models whose frames do not see each other; 0: as many
             as fit.
+        edit_steps: of the edit, if it is to take fewer steps than the inversion: every so many levels are kept. Must
+            divide `steps`; 0: as many.
         budget: bytes the trajectory may take in main memory.
         monitor: progress and cancel.
 
@@ -69,16 +72,20 @@ def invert(
     if plan.regions:
         raise ValueError("regions are of an edit, and an inversion has none: connect them to Edit Sampler's plan")
     if only := [name_of(c) for c in plan.controls if c.needs().edit]:
-        raise ValueError(f"{', '.join(only)} acts on an edit, and an inversion has none: connect it to Edit Sampler's plan")
+        raise ValueError(
+            f"{', '.join(only)} acts on an edit, and an inversion has none: connect it to Edit Sampler's plan"
+        )
     if acting := plan.acting_at("before_step") + plan.acting_at("after_step"):
         names = ", ".join(map(name_of, acting))
         raise ValueError(f"{names} acts on sampling steps and cannot guide an inversion: connect it to the sampler")
     denoiser, schedule = backbone.denoiser, backbone.denoiser.schedule(steps)
+    kept = schedule.thinned(edit_steps or steps)
+    every = steps // kept.steps
     clean = _clean(backbone, latents, prompt)
-    _require_budget(clean, steps, budget)
+    _require_budget(clean, kept.steps, budget)
     chunks = Chunks.asked(denoiser, len(clean), chunk_frames, plan)
     plan.check(Noised(clean, torch.zeros(()), schedule, prompt), denoiser, None)
-    levels = torch.empty(steps + 1, *clean.shape)
+    levels = torch.empty(kept.steps + 1, *clean.shape)
     run = Run(steps=steps, monitor=monitor)
 
     def evaluate(predict: Predict, x: Tensor, level: int, image: Tensor | None) -> Tensor:
@@ -101,13 +108,14 @@ def invert(
                     output = network(schedule.unstep(z, output, level, level - 1), level)
                 z = schedule.unstep(z, output, level, level - 1)
             _require_finite(z, f"inversion became NaN or infinite at step {level} of {steps}: load in float32")
-            levels[level] = z
+            if level % every == 0:
+                levels[level // every] = z
             monitor.progress(level, steps, levels[0])
 
     size = tuple(clean.shape[-2:])
     reserve = denoiser.bytes(1, chunks.size, size) + plan.bytes(denoiser, 1, len(clean), size)
     denoiser.session([prompt], clean, schedule, body, reserve=reserve)
-    trajectory = Inverted(levels, schedule, prompt, convention, denoiser.fingerprint)
+    trajectory = Inverted(levels, kept, prompt, convention, denoiser.fingerprint)
     log.info("inverted %d frames in %d steps (%s): std(z_T) %.3f", len(clean), steps, convention, trajectory.noise_std)
     return trajectory
 

@@ -102,9 +102,7 @@ def correspondence(
                 for tables, direction in ((forward, "forward"), (backward, "backward")):
                     table, _ = windowed_topk(tokens, *grid, window=window, k=top_k, direction=direction)
                     tables.append(table.cpu())
-        return Correspondence(
-            torch.cat(forward), torch.cat(backward), grid, block.level, window, denoiser.fingerprint
-        )
+        return Correspondence(torch.cat(forward), torch.cat(backward), grid, block.level, window, denoiser.fingerprint)
 
     reserve = denoiser.bytes(1, part, tuple(clean.shape[-2:]))
     return denoiser.session([prompt], clean, schedule, body, reserve=reserve)

@@ -5,8 +5,9 @@ paper    STR-Match, Lee et al. 2025, equation 6 (Blended Diffusion, Avrahami et 
 needs    a mask of the thing to edit; the source's trajectory
 gives    a Control that acts after a step
 differs  the mask is resized by area to the latent grid, so a cell is edited if any of it is masked, and dilated by
-         cells; the paper gives no kernel, ours is 3x3. Two blends in one plan edit what either of them masks. "shrink" is ours: VIA's text asks for a ramp, and finds that
-         plain blending keeps too much of the source, which a ramp keeps even longer
+         cells; the paper gives no kernel, ours is 3x3. Two blends in one plan edit what either of them
+         masks. "shrink" is ours: VIA's text asks for a ramp, and finds that plain blending keeps too much of the
+         source, which a ramp keeps even longer
 
 z <- (1 - m) z_source + m z    after step s of S, with M = feather(dilate(mask))
 

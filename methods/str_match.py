@@ -262,7 +262,9 @@ def score_heat(
         score = partial(str_score, *_score_inputs(pair, per_head=False), neighbours=neighbours, scale=pair[0].scale)
         maps = torch.cat([score(i, rows=torch.tensor([token])) for i in range(frames)])
         maps = maps.view(frames, 1, rows, columns).float().cpu()
-        heat += F.interpolate(maps / maps.amax((2, 3), keepdim=True).clamp(min=1e-12), size, mode="bilinear", align_corners=False)
+        heat += F.interpolate(
+            maps / maps.amax((2, 3), keepdim=True).clamp(min=1e-12), size, mode="bilinear", align_corners=False
+        )
     return heat[:, 0] / heat.amax((1, 2, 3)).clamp(min=1e-12)[:, None, None]
 
 

@@ -141,7 +141,10 @@ def _together(call: Call, attend: Attend) -> Tensor:
     """Attention in which frames of the edit's rows see all frames, and those of the source's rows their own."""
     own, edit = ([row for row in call.rows if row.of_source is of_source] for of_source in (True, False))
     parts = {}
-    for rows, some in ((own, call.only(*own) if own else None), (edit, call.only(*edit).seeing_all() if edit else None)):
+    for rows, some in (
+        (own, call.only(*own) if own else None),
+        (edit, call.only(*edit).seeing_all() if edit else None),
+    ):
         if some is not None:
             parts |= dict(zip(rows, attend(some).split(1)))
     return joined_rows(call.rows, parts)
