@@ -106,7 +106,7 @@ class _Edit:
         cover = None if self.parts.cover is None else self.parts.cover.to(device)
         self.clean = self.trajectory.at(0).to(device) if self.denoiser.sees_source else None
         levels = solver.levels(self.trajectory.schedule)
-        z = solver.start(self.trajectory).to(device, torch.float32)
+        z = solver.begin(self.trajectory).to(device, torch.float32)
         for index, level in enumerate(levels):
             self.index, self.count, seen = index, len(levels), []
             for draw in range(solver.draws):

@@ -159,6 +159,16 @@ def add_noise(
     return Noised(z, eps, schedule, prompt)
 
 
+def source_of(backbone: Backbone, latents: Tensor, prompt: Prompt, steps: int) -> Noised:
+    """The clip itself, without noise, for a solver that brings its own.
+
+    Raises:
+        ValueError: bad latents or steps, or a prompt of another model.
+    """
+    clean = _clean(backbone, latents, prompt)
+    return Noised(clean, torch.zeros(()), backbone.denoiser.schedule(steps), prompt, "clean")
+
+
 def _clean(backbone: Backbone, latents: Tensor, prompt: Prompt) -> Tensor:
     """Level 0 of a trajectory [F, C, h, w], float32 on the CPU, checked with its prompt."""
     z = backbone.codec.scale(ordinary(latents)).to("cpu", torch.float32)

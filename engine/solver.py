@@ -41,7 +41,7 @@ class Solver(Protocol):
         """The levels that are evaluated, in order."""
         ...
 
-    def start(self, source: Trajectory) -> Tensor:
+    def begin(self, source: Trajectory) -> Tensor:
         """[F, C, h, w] of the edit before the first step."""
         ...
 
@@ -75,7 +75,7 @@ class DDIM:
     def levels(self, schedule: Schedule) -> Sequence[int]:
         return range(schedule.steps, 0, -1)
 
-    def start(self, source: Trajectory) -> Tensor:
+    def begin(self, source: Trajectory) -> Tensor:
         return source.at(source.schedule.steps)
 
     def look(self, z: Tensor, source: Trajectory, level: int, draw: int, seed: int) -> tuple[Trajectory, Tensor]:

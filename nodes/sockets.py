@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import io
 
 from ..backbones.text import prompt_of
-from ..engine.plan import PLAIN, EditPlan
+from ..engine.plan import PLAIN, Control, EditPlan
 from ..engine.words import Prompt
 
 Model = io.Custom("WEFT_MODEL")
@@ -29,6 +29,13 @@ def seed_input(tooltip: str, name: str = "seed") -> io.Input:
 
 def plan_or_empty(plan: EditPlan | None) -> EditPlan:
     return PLAIN if plan is None else plan
+
+
+def controls_of(plan: EditPlan | None) -> tuple[Control, ...]:
+    """What acts in one region alone. ValueError for a plan that has regions itself."""
+    if plan is not None and plan.regions:
+        raise ValueError("a region cannot hold regions: connect them one after the other by their 'plan' inputs")
+    return plan_or_empty(plan).controls
 
 
 def to_conditioning(prompt: Prompt) -> list:

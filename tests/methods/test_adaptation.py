@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from weft.backbones.lora import adapt
+from weft.backbones.text import prompt_of
 from weft.engine.edit import edit
 from weft.engine.inversion import add_noise
 from weft.engine.monitor import Monitor
+from weft.engine.plan import PLAIN
 from weft.methods.adaptation import Ranges, candidates, choose, curve, fit, transform
 from weft.tests.numerics import assert_close
 
@@ -139,10 +141,10 @@ def test_training_is_deterministic_and_changes_no_other_weights(tiny_instruct):
     before = [p.clone() for p in tiny_instruct.denoiser.network.parameters()]
     first, second = (trained(tiny_instruct, steps=3) for _ in range(2))
     assert first[2] == second[2]
-    assert first[0].fingerprint == second[0].fingerprint
+    assert first[0].denoiser.fingerprint == second[0].denoiser.fingerprint
     assert trained(tiny_instruct, steps=3, seed=1)[2] != first[2]
     assert all(torch.equal(a, b) for a, b in zip(before, tiny_instruct.denoiser.network.parameters()))
-    assert not any(p.requires_grad for p in first[0].network.parameters())
+    assert not any(p.requires_grad for p in first[0].denoiser.network.parameters())
 
 
 def test_it_trains_where_comfyui_runs_nodes(tiny_instruct):
@@ -152,13 +154,13 @@ def test_it_trains_where_comfyui_runs_nodes(tiny_instruct):
 
 
 def test_text_and_picture_are_left_out_as_often_as_told(tiny_instruct, monkeypatch):
-    seen, predict = [], type(tiny_instruct).predict
+    seen, predict = [], type(tiny_instruct.denoiser).predict
 
-    def watch(self, call, controls=()):
-        seen.append((call.prompts[0].text, bool(call.image.any())))
-        return predict(self, call, controls)
+    def watch(self, evaluation, plan=PLAIN):
+        seen.append((evaluation.prompts[0].text, bool(evaluation.image.any())))
+        return predict(self, evaluation, plan)
 
-    monkeypatch.setattr(type(tiny_instruct), "predict", watch)
+    monkeypatch.setattr(type(tiny_instruct.denoiser), "predict", watch)
     trained(tiny_instruct, steps=60, drop=0.25)
     counts = {kind: seen.count(kind) for kind in set(seen)}
     assert set(counts) == {("", True), ("", False), ("make it blue", False), ("make it blue", True)}
@@ -204,8 +206,9 @@ class _After(Monitor):
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tiny_instruct, monkeypatch):
-    predict = type(tiny_instruct).predict
-    monkeypatch.setattr(type(tiny_instruct), "predict", lambda self, call: math.nan * predict(self, call))
+    kind = type(tiny_instruct.denoiser)
+    predict = kind.predict
+    monkeypatch.setattr(kind, "predict", lambda self, *about: math.nan * predict(self, *about))
     kept = []
     with pytest.raises(ValueError, match="the training became NaN or infinite at step 1: lower the learning rate"):
         adapt(
@@ -237,9 +240,10 @@ def test_what_makes_no_sense_is_refused(tiny_instruct, changes, match):
 def test_instructions_and_models_that_do_not_fit_are_refused(tiny_instruct, tiny_image):
     text = tiny_instruct.text.embed("make it blue")
     with pytest.raises(ValueError, match="'make it blue' was encoded by another model"):
-        fit(tiny_instruct, [], picture(), picture(1), replace(text, model="other"))
+        fit(tiny_instruct, [], picture(), picture(1), replace(text, encoder="other"))
+    two = prompt_of(text.cond["embedding"].repeat(2, 1, 1), text.text, text.encoder)
     with pytest.raises(ValueError, match="want one instruction for the pair, got one for each of 2 frames"):
-        fit(tiny_instruct, [], picture(), picture(1), replace(text, embedding=text.embedding.repeat(2, 1, 1)))
+        fit(tiny_instruct, [], picture(), picture(1), two)
     with pytest.raises(ValueError, match="'tiny-image' is not given the source's picture"):
         fit(tiny_image, [], picture(), picture(1), tiny_image.text.embed("x"))
 
