@@ -19,7 +19,7 @@ from ..engine.inversion import invert
 from ..engine.monitor import Recording
 from ..engine.nouns import PLAIN, EditPlan
 from ..engine.sampling import edit
-from ..measure.evaluate import psnr
+from ..measure.psnr import psnr
 from ..methods.latent_blend import latent_blend
 from ..methods.str_match import str_latent_optimizer
 from ..toyworld import world
