@@ -75,7 +75,9 @@ class Metric:
     """One figure of an edit."""
 
     name: str  # of the figure, as tables and programs know it
-    of: Callable[[Clips, Monitor], float]  # raises ValueError where it cannot be computed; asks the monitor every frame
+    of: Callable[
+        [Clips, Monitor], float
+    ]  # raises ValueError where it cannot be computed; checks the monitor every frame
     needs: tuple[str, ...] = ()  # what it takes besides source and edit; it is not asked for where that is not given
     unit: str = ""
     digits: int = 4  # behind the point, where it is written for people
@@ -98,10 +100,10 @@ def evaluate(clips: Clips, metrics: Iterable[Metric], monitor: Monitor = SILENT)
     """What each metric says, of those whose needs are given. One that cannot be computed is left out, with a note."""
     asked = [metric for metric in metrics if clips.has(metric.needs)]
     values, left_out, lines = {}, {}, []
-    for done, metric in enumerate(asked):
+    for i, metric in enumerate(asked):
         monitor.check()
         try:
-            value = metric.of(clips, monitor)
+            value = metric.of(clips, _Frames(monitor, i * len(clips.source), len(asked) * len(clips.source)))
             if not math.isfinite(value):
                 raise ValueError(f"it comes out as {value}")
             values[metric.name] = value
@@ -110,8 +112,22 @@ def evaluate(clips: Clips, metrics: Iterable[Metric], monitor: Monitor = SILENT)
             left_out[metric.name] = _plain(error)
             lines.append(f"{metric.name:<16} left out: {left_out[metric.name]}")
             log.warning("Weft: %s is left out: %s", metric.name, left_out[metric.name])
-        monitor.progress(done + 1, len(asked))
+        monitor.progress((i + 1) * len(clips.source), len(asked) * len(clips.source))
     return Figures(values, left_out, "\n".join(lines))
+
+
+@dataclass
+class _Frames(Monitor):
+    """Shows a metric's progress: it checks once a frame."""
+
+    monitor: Monitor
+    done: int
+    total: int
+
+    def check(self) -> None:
+        self.monitor.check()
+        self.done += 1
+        self.monitor.progress(min(self.done, self.total), self.total)
 
 
 def _plain(error: Exception) -> str:

@@ -30,5 +30,5 @@ class WeftEvaluateEdit(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, edit, mask=None, reference=None):
-        figures = evaluate(Clips(source, edit, mask, reference), METRICS, NodeMonitor(len(METRICS)))
+        figures = evaluate(Clips(source, edit, mask, reference), METRICS, NodeMonitor(len(METRICS) * len(source)))
         return io.NodeOutput(figures.text, figures.json, ui=ui.PreviewText(figures.text))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from weft.headless.client import WorkflowError
-from weft.tests.comfy.conftest import HEIGHT, PATIENCE, WIDTH
+from weft.tests.comfy.conftest import FRAMES, HEIGHT, PATIENCE, WIDTH
 from weft.tests.comfy.graphs import CLIP, node
 
 pytestmark = pytest.mark.comfy
@@ -43,7 +43,7 @@ def test_a_figure_that_cannot_be_computed_is_left_out_with_a_note(run, white, mi
     (text,) = result.outputs["figures"]["text"]
     assert f"{missing:<16} left out: no pixels to compare" in text
     assert text.splitlines()[0] == "psnr_source        90.00 dB"
-    assert [data["value"] for data in steps if data["node"] == "figures"][-1] == len(FIGURES)
+    assert [data["value"] for data in steps if data["node"] == "figures"][-1] == len(FIGURES) * FRAMES
 
 
 def test_clips_that_differ_end_the_run(run):
