@@ -75,9 +75,7 @@ class Metric:
     """One figure of an edit."""
 
     name: str  # of the figure, as tables and programs know it
-    of: Callable[
-        [Clips, Monitor], float
-    ]  # raises ValueError where it cannot be computed; checks the monitor every frame
+    of: Callable[[Clips, Monitor], float]  # ValueError where it cannot be computed; the monitor is checked every frame
     needs: tuple[str, ...] = ()  # what it takes besides source and edit; it is not asked for where that is not given
     unit: str = ""
     digits: int = 4  # behind the point, where it is written for people
@@ -99,11 +97,12 @@ class Figures:
 def evaluate(clips: Clips, metrics: Iterable[Metric], monitor: Monitor = SILENT) -> Figures:
     """What each metric says, of those whose needs are given. One that cannot be computed is left out, with a note."""
     asked = [metric for metric in metrics if clips.has(metric.needs)]
+    frames = len(clips.source)
     values, left_out, lines = {}, {}, []
     for i, metric in enumerate(asked):
         monitor.check()
         try:
-            value = metric.of(clips, _Frames(monitor, i * len(clips.source), len(asked) * len(clips.source)))
+            value = metric.of(clips, _Frames(monitor, i * frames, len(asked) * frames))
             if not math.isfinite(value):
                 raise ValueError(f"it comes out as {value}")
             values[metric.name] = value
@@ -112,7 +111,7 @@ def evaluate(clips: Clips, metrics: Iterable[Metric], monitor: Monitor = SILENT)
             left_out[metric.name] = _plain(error)
             lines.append(f"{metric.name:<16} left out: {left_out[metric.name]}")
             log.warning("Weft: %s is left out: %s", metric.name, left_out[metric.name])
-        monitor.progress((i + 1) * len(clips.source), len(asked) * len(clips.source))
+        monitor.progress((i + 1) * frames, len(asked) * frames)
     return Figures(values, left_out, "\n".join(lines))
 
 
