@@ -19,6 +19,10 @@ class Memory(Protocol):
 
     def resident(self, module: nn.Module, activations: int = 0) -> contextmanager: ...
 
+    def free(self) -> int | None:
+        """Bytes that may still be taken on the device; None where nothing is known to limit it."""
+        ...
+
     def branch(self, own: nn.Module) -> Memory:
         """For a model that has `own` to itself and shares its other parts: lets `own` go when that model goes."""
         ...
@@ -39,6 +43,9 @@ class PlainMemory:
             module.to(self.device)
             make_ordinary(module)
         yield
+
+    def free(self) -> int | None:
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
 
     def branch(self, own: nn.Module) -> Memory:
         return self  # it keeps nothing
@@ -71,6 +78,9 @@ class ComfyMemory:
         make_ordinary(module)
         yield
 
+    def free(self) -> int | None:
+        return int(self.management.get_free_memory(self.device)) if self.device.type != "cpu" else None
+
     def branch(self, own: nn.Module) -> Memory:
         return _Branch(self, own)
 
@@ -83,6 +93,9 @@ class _Branch:
 
     def default_dtype(self) -> torch.dtype:
         return self.trunk.default_dtype()
+
+    def free(self) -> int | None:
+        return self.trunk.free()
 
     def resident(self, module: nn.Module, activations: int = 0) -> contextmanager:
         return (self._memory if module is self.own else self.trunk).resident(module, activations)

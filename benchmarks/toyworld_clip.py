@@ -110,7 +110,7 @@ def choices(clip: ClipEmbedder, model) -> list[str]:
         for index in range(CLIPS):
             case = Case.of(index)
             source, target = (replace(c, center=c.center[:, :1]) for c in (case.source, case.target))
-            told = model.embed(world.instructions(source, target)[0])
+            told = model.text.embed(world.instructions(source, target)[0])
             scales = {"guidance": guidance, "image_guidance": image_guidance}
             numbers = {"count": COUNT, "seed": FIRST_SEED + index * COUNT, "steps": STEPS}
             found = candidates(model, rendered(source), told, **numbers, **scales)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ..backbones.loading import load_backbone
+from ..engine.edit import edit
 from ..engine.inversion import invert
-from ..engine.nouns import PLAIN, Trajectory
-from ..engine.sampling import edit
-from ..methods.latent_blend import latent_blend
-from ..methods.str_match import str_latent_optimizer
+from ..engine.plan import PLAIN
+from ..engine.source import Trajectory
+from ..methods.latent_blend import LatentBlend
+from ..methods.str_match import STRLatentOptimizer
 from ..toyworld import world
 from ..toyworld.measure import measure
 from ..toyworld.sam import iou, pick
@@ -130,16 +131,18 @@ class Bench:
     def edited(self, case: Case, frames: Tensor, mask: Tensor) -> dict[str, float]:
         """The STR-Match edit inside a mask."""
         model = self.backbone
-        plan = latent_blend(str_latent_optimizer(PLAIN, strength=BEST), mask)
-        prompts = {"negative": model.embed(""), "plan": plan, "guidance": GUIDANCE}
-        target = model.embed(world.captions(case.target)[0])
-        video = model.decode(edit(model, self.inverted(case.index), target, **prompts))
+        plan = PLAIN.then(STRLatentOptimizer(strength=BEST)).then(LatentBlend(mask))
+        prompts = {"negative": model.text.embed(""), "plan": plan, "guidance": GUIDANCE}
+        target = model.text.embed(world.captions(case.target)[0])
+        video = model.codec.decode(edit(model, self.inverted(case.index), target, **prompts))
         figures = measure(video.movedim(-1, 1)[None], case.source, case.target)
         return {measured: figures[measured].item() for measured in EDITS}
 
     def _inverted(self, clip: int) -> Trajectory:
         model, source = self.backbone, Case.of(clip).source
-        return invert(model, model.encode(frames_of(source)), model.embed(world.captions(source)[0]), steps=STEPS)
+        return invert(
+            model, model.codec.encode(frames_of(source)), model.text.embed(world.captions(source)[0]), steps=STEPS
+        )
 
 
 HEADER = """# Masks on the toy world

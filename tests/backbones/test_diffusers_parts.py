@@ -70,7 +70,7 @@ def test_tokens_of_a_prompt_spell_it_position_by_position(tiny):
     assert tokens[:6] == ("", "a ", "teal ", "square ", "on ", "a ")
     assert len(tokens) == tiny.tokenizer.model_max_length
     assert "".join(tokens) == "a teal square on a zebra "
-    assert tiny.embed("A teal square on a zebra").tokens == tokens
+    assert tiny.text.embed("A teal square on a zebra").tokens == tokens
 
 
 def taken(call):
@@ -90,11 +90,11 @@ def test_the_vae_takes_no_more_memory_for_a_longer_clip(tiny_image, way, inferen
 
 def test_a_clip_through_the_vae_is_its_frames_through_it_one_by_one(tiny_image):
     frames = torch.rand(11, 12, 20, 3, generator=torch.Generator().manual_seed(0))
-    latents = tiny_image.encode(frames)
-    assert_close(latents, torch.cat([tiny_image.encode(frame[None]) for frame in frames]))
-    decoded = tiny_image.decode(latents)
+    latents = tiny_image.codec.encode(frames)
+    assert_close(latents, torch.cat([tiny_image.codec.encode(frame[None]) for frame in frames]))
+    decoded = tiny_image.codec.decode(latents)
     assert decoded.is_contiguous()
-    assert_close(decoded, torch.cat([tiny_image.decode(z[None]) for z in latents]))
+    assert_close(decoded, torch.cat([tiny_image.codec.decode(z[None]) for z in latents]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -102,6 +102,6 @@ def test_what_is_no_number_is_found_in_the_last_frame(tiny_image, value):
     frames, latents = torch.rand(11, 12, 20, 3), torch.randn(11, 4, 6, 10)
     frames[-1, -1, -1, -1] = latents[-1, -1, -1, -1] = value
     with pytest.raises(ValueError, match="frames hold NaN"):
-        tiny_image.encode(frames)
+        tiny_image.codec.encode(frames)
     with pytest.raises(ValueError, match="latents hold NaN"):
-        tiny_image.decode(latents)
+        tiny_image.codec.decode(latents)

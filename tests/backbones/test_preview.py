@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from weft.backbones.preview import LatentPreview
-from weft.engine.nouns import Trajectory
+from weft.engine.source import Trajectory
 from weft.tests.tiny import make_latents
 
 
 @pytest.fixture
 def trajectory(tiny):
-    return Trajectory(torch.randn(3, 5, 4, 6, 10), tiny.schedule(2), tiny.embed("a dog"), "paper")
+    return Trajectory(torch.randn(3, 5, 4, 6, 10), tiny.denoiser.schedule(2), tiny.text.embed("a dog"), "paper")
 
 
 def test_a_preview_is_a_small_picture_of_every_frame(tiny, trajectory):
@@ -24,7 +24,7 @@ def test_a_preview_looks_like_what_the_latents_decode_to(tiny, trajectory, monke
     colors = torch.randn(4, 3) / 20
 
     def decode(latents):
-        pixels = torch.einsum("fchw,cd->fhwd", tiny.scale(latents), colors) + 0.5
+        pixels = torch.einsum("fchw,cd->fhwd", tiny.codec.scale(latents), colors) + 0.5
         return pixels.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
     monkeypatch.setattr(tiny, "decode", decode)

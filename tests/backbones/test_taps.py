@@ -7,7 +7,8 @@ import torch
 from einops import rearrange
 
 from weft.backbones.taps import TappedAttention
-from weft.engine.nouns import Control, Evaluation
+from weft.engine.call import Evaluation
+from weft.engine.plan import Control
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
@@ -19,14 +20,14 @@ def evaluation(backbone, rows=2, frames=3, size=ODD, timestep=501):
     return Evaluation(
         torch.stack([make_latents(frames, size, seed) for seed in range(rows)]),
         timestep,
-        tuple(backbone.embed(t) for t in texts),
+        tuple(backbone.text.embed(t) for t in texts),
         ("source", "negative", "positive")[:rows],
     )
 
 
 @torch.no_grad()
 def predict(backbone, e, *controls):
-    return backbone.predict(e, controls)
+    return backbone.denoiser.predict(e, controls)
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ def test_a_control_that_changes_nothing_leaves_the_output(tiny64, rows, frames, 
 
 
 def test_without_acting_controls_the_network_is_not_touched(tiny, monkeypatch):
-    attention = tiny.network.mid_block.attentions[0].transformer_blocks[0].attn1
+    attention = tiny.denoiser.network.mid_block.attentions[0].transformer_blocks[0].attn1
     monkeypatch.setattr(attention, "set_processor", lambda *_: pytest.fail("a processor was replaced"))
     e = evaluation(tiny)
     text = torch.cat([p.embedding for p in e.prompts])
     with torch.no_grad():
-        want = tiny.network(e.latents.transpose(1, 2), e.timestep, text, return_dict=False)[0].transpose(1, 2)
+        want = tiny.denoiser.network(e.latents.transpose(1, 2), e.timestep, text, return_dict=False)[0].transpose(1, 2)
     assert torch.equal(predict(tiny, e), want)
     assert torch.equal(predict(tiny, e, Control(), Shift(0.0)), want)
 
@@ -68,7 +69,7 @@ def test_the_tiny_network_uses_frames_and_text(tiny):
     later = torch.cat([e.latents[:, :2], -e.latents[:, 2:]], 1)
     changed = predict(tiny, Evaluation(later, e.timestep, e.prompts, e.rows))
     assert (changed - plain)[:, 0].abs().max() > 1e-2
-    reworded = predict(tiny, Evaluation(e.latents, e.timestep, (tiny.embed("a small circle"),), e.rows))
+    reworded = predict(tiny, Evaluation(e.latents, e.timestep, (tiny.text.embed("a small circle"),), e.rows))
     assert (reworded - plain).abs().max() > 1e-3
 
 
@@ -100,19 +101,19 @@ def test_sites_are_listed_in_the_order_they_run(tiny):
     running = []
     hooks = [
         module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
-        for name, module in tiny.network.named_modules()
+        for name, module in tiny.denoiser.network.named_modules()
         if name.endswith((".attn1", ".attn2"))
     ]
     predict(tiny, evaluation(tiny))
     for hook in hooks:
         hook.remove()
-    assert [s.layer for s in tiny.sites] == running
-    assert [s.order for s in tiny.sites] == list(range(len(running)))
+    assert [s.layer for s in tiny.denoiser.sites] == running
+    assert [s.order for s in tiny.denoiser.sites] == list(range(len(running)))
 
 
 def by_hand(backbone, e, layer):
     """(to_q, to_k) outputs of a layer in the unmodified network, [batch, tokens, heads x D]."""
-    module, caught = backbone.network.get_submodule(layer), {}
+    module, caught = backbone.denoiser.network.get_submodule(layer), {}
     hooks = [
         getattr(module, name).register_forward_hook(lambda m, i, out, name=name: caught.update({name: out}))
         for name in ("to_q", "to_k")
@@ -128,10 +129,10 @@ def test_queries_and_keys_are_laid_out_as_promised(tiny64):
     e, watch = evaluation(tiny64, rows, frames), Watch()
     predict(tiny64, e, watch)
     grids = {0: (3, 5, 9), 1: (3, 3, 5), 2: (3, 2, 3)}
-    assert list(watch.calls) == [s.layer for s in tiny64.sites]
-    for site in tiny64.sites:
+    assert list(watch.calls) == [s.layer for s in tiny64.denoiser.sites]
+    for site in tiny64.denoiser.sites:
         call, q, k, v, out = watch.calls[site.layer]
-        module = tiny64.network.get_submodule(site.layer)
+        module = tiny64.denoiser.network.get_submodule(site.layer)
         assert (call.site, call.evaluation, call.grid) == (site, e, grids[site.level])
         assert call.scale == pytest.approx((module.inner_dim / module.heads) ** -0.5)
         pixels, heads = call.grid[1] * call.grid[2], module.heads
@@ -146,8 +147,8 @@ def test_queries_and_keys_are_laid_out_as_promised(tiny64):
 
 def test_tokens_are_pixels_row_by_row_and_groups_are_frames_or_pixels(tiny):
     """Seen from the latents: a change in one frame, and in one corner, shows where the layout says."""
-    site = next(s for s in tiny.sites if s.layer.startswith("down_blocks.0") and s.kind == "spatial")
-    first = next(s for s in tiny.sites if s.block == "transformer_in")
+    site = next(s for s in tiny.denoiser.sites if s.layer.startswith("down_blocks.0") and s.kind == "spatial")
+    first = next(s for s in tiny.denoiser.sites if s.block == "transformer_in")
     e = evaluation(tiny, rows=1, frames=3)
     changed = e.latents.clone()
     changed[0, 1, :, 4, 8] += 5  # the last pixel of the middle frame
@@ -215,12 +216,12 @@ def test_the_feature_seam_reads_and_replaces_block_outputs(tiny64):
     reading = AddToBlock("none")
     plain = predict(tiny64, e)
     assert_close(predict(tiny64, e, reading), plain)
-    stages = [b.name for b in tiny64.blocks if b.kind == "stage"]
+    stages = [b.name for b in tiny64.denoiser.blocks if b.kind == "stage"]
     assert stages == ["up_blocks.0", "up_blocks.1", "up_blocks.2"]
     assert {name: reading.shapes[name] for name in stages} == {
         "up_blocks.0": (2, 3, 16, 3, 5), "up_blocks.1": (2, 3, 16, 5, 9), "up_blocks.2": (2, 3, 8, 5, 9),
     }  # fmt: skip
-    for block in tiny64.blocks:
+    for block in tiny64.denoiser.blocks:
         assert reading.shapes[block.name][-2:] == {0: (5, 9), 1: (3, 5), 2: (2, 3)}[block.level]
         assert (predict(tiny64, e, AddToBlock(block.name, times=-1.0)) - plain).abs().max() > 1e-3
 
@@ -229,7 +230,7 @@ def test_a_replaced_feature_is_what_the_network_goes_on_with(tiny64):
     """Zeros out of the last block: what is left is the last layers' answer to nothing."""
     e = evaluation(tiny64)
     got = predict(tiny64, e, AddToBlock("up_blocks.2", times=0.0))
-    network = tiny64.network
+    network = tiny64.denoiser.network
     with torch.no_grad():
         zeros = torch.zeros(1, 8, *ODD, dtype=torch.float64)
         want = network.conv_out(network.conv_act(network.conv_norm_out(zeros)))[0].float()
@@ -300,8 +301,8 @@ def test_a_control_may_run_the_network_itself(tiny64):
 
 
 def test_an_attention_mask_is_refused_by_name(tiny):
-    site = tiny.sites[3]
-    layer = tiny.network.get_submodule(site.layer)
+    site = tiny.denoiser.sites[3]
+    layer = tiny.denoiser.network.get_submodule(site.layer)
     tap = TappedAttention(site, (3, 5, 9), evaluation(tiny), [Watch()])
     with pytest.raises(ValueError, match="attn2 was given an attention mask, which controls do not support"):
         tap(layer, torch.zeros(6, 45, 8), torch.zeros(6, 16, 64), attention_mask=torch.zeros(6, 1, 16))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from weft.backbones.diffusers_parts import make_schedule
-from weft.engine.nouns import Prompt
+from weft.engine.words import Prompt
 from weft.tests.tiny import SCHEDULER
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from weft.engine.attention import attend_with, read_attention
-from weft.engine.nouns import Control, Evaluation
+from weft.engine.call import Evaluation
+from weft.engine.plan import Control
 from weft.tests.tiny import make_latents
 
 
@@ -48,35 +49,37 @@ def test_without_controls_attention_is_untouched():
 def evaluation(backbone, z=None, rows=1):
     z = make_latents() if z is None else z
     names = ("negative", "positive")[:rows]
-    return Evaluation(torch.stack([z] * rows), 501, (backbone.embed("a red square"),) * rows, names)
+    return Evaluation(torch.stack([z] * rows), 501, (backbone.text.embed("a red square"),) * rows, names)
 
 
 def test_reading_stops_after_the_last_layer_wanted(tiny):
     calls = []
     hooks = [
-        tiny.network.get_submodule(site.layer).register_forward_hook(lambda *_, layer=site.layer: calls.append(layer))
-        for site in tiny.sites
+        tiny.denoiser.network.get_submodule(site.layer).register_forward_hook(
+            lambda *_, layer=site.layer: calls.append(layer)
+        )
+        for site in tiny.denoiser.sites
     ]
     try:
-        wanted = [tiny.sites[8].layer, tiny.sites[3].layer]
+        wanted = [tiny.denoiser.sites[8].layer, tiny.denoiser.sites[3].layer]
         readings = read_attention(tiny, evaluation(tiny), wanted)
     finally:
         for hook in hooks:
             hook.remove()
     assert set(readings) == set(wanted)
-    assert calls == [s.layer for s in tiny.sites[:8]]  # the last one wanted is left before it attends
+    assert calls == [s.layer for s in tiny.denoiser.sites[:8]]  # the last one wanted is left before it attends
 
 
 def test_reading_carries_gradients_to_the_latents(tiny):
     z = make_latents().requires_grad_()
-    layer = tiny.sites[-1].layer
+    layer = tiny.denoiser.sites[-1].layer
     reading = read_attention(tiny, evaluation(tiny, z), [layer])[layer]
     (gradient,) = torch.autograd.grad(reading.q.square().sum() + reading.k.sum(), z)
     assert gradient.isfinite().all()
     assert (gradient.abs().amax((1, 2, 3)) > 0).all()
-    assert reading.scale == tiny.network.get_submodule(layer).scale
+    assert reading.scale == tiny.denoiser.network.get_submodule(layer).scale
 
 
 def test_a_layer_that_is_no_attention_site_is_named(tiny):
     with pytest.raises(ValueError, match=r"model 'tiny' has no attention at \['down_blocks.9.attn', 'nowhere'\]"):
-        read_attention(tiny, evaluation(tiny), ["nowhere", tiny.sites[0].layer, "down_blocks.9.attn"])
+        read_attention(tiny, evaluation(tiny), ["nowhere", tiny.denoiser.sites[0].layer, "down_blocks.9.attn"])

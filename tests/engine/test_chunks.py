@@ -6,10 +6,11 @@ from typing import ClassVar
 import pytest
 import torch
 
+from weft.engine.call import Evaluation
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
 from weft.engine.monitor import Monitor
-from weft.engine.nouns import PLAIN, Control, Evaluation
-from weft.engine.sampling import edit
+from weft.engine.plan import PLAIN, Control
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
@@ -54,7 +55,7 @@ class Anchor(Control):
 
 
 def clip(backbone, frames=FRAMES):
-    return invert(backbone, make_latents(frames, (5, 9)), backbone.embed("a red square"), steps=STEPS)
+    return invert(backbone, make_latents(frames, (5, 9)), backbone.text.embed("a red square"), steps=STEPS)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
@@ -62,7 +63,7 @@ def test_chunks_of_frames_change_nothing(tiny_image64, chunk):
     whole = clip(tiny_image64)
     inverted = invert(tiny_image64, make_latents(FRAMES, (5, 9)), whole.prompt, steps=STEPS, chunk_frames=chunk)
     assert_close(inverted.latents, whole.latents)
-    positive = tiny_image64.embed("a blue cross")
+    positive = tiny_image64.text.embed("a blue cross")
     want = edit(tiny_image64, whole, positive, guidance=3.0)
     assert_close(edit(tiny_image64, whole, positive, guidance=3.0, chunk_frames=chunk), want)
 
@@ -85,7 +86,7 @@ class BesideSource(Latents):
 def test_rows_of_the_edit_are_one_tensor_however_long_the_clip(tiny_instruct):
     trajectory = clip(tiny_instruct)
     for control, rows, tensors in ((Latents(), 3, 1), (BesideSource(), 4, 4)):
-        edit(tiny_instruct, trajectory, tiny_instruct.embed("a blue cross"), plan=PLAIN.then(control))
+        edit(tiny_instruct, trajectory, tiny_instruct.text.embed("a blue cross"), plan=PLAIN.then(control))
         latents = control.seen[0]
         assert len(latents) == rows
         assert len({row.data_ptr() for row in latents}) == tensors
@@ -93,20 +94,20 @@ def test_rows_of_the_edit_are_one_tensor_however_long_the_clip(tiny_instruct):
 
 def test_attention_knows_which_frames_a_chunk_holds(tiny_image):
     watch, trajectory = Watch(), clip(tiny_image)
-    edit(tiny_image, trajectory, tiny_image.embed("a blue cross"), plan=PLAIN.then(watch), chunk_frames=3)
+    edit(tiny_image, trajectory, tiny_image.text.embed("a blue cross"), plan=PLAIN.then(watch), chunk_frames=3)
     assert watch.seen == [(0, 1, 2), (3, 4, 5), (6,)] * STEPS
 
 
 def test_what_a_control_evaluates_whole_is_not_cut_and_what_it_shares_reaches_every_chunk(tiny_image):
     anchor, trajectory = Anchor(), clip(tiny_image)
-    edit(tiny_image, trajectory, tiny_image.embed("a blue cross"), plan=PLAIN.then(anchor), chunk_frames=1)
+    edit(tiny_image, trajectory, tiny_image.text.embed("a blue cross"), plan=PLAIN.then(anchor), chunk_frames=1)
     step = [tuple(range(FRAMES)), ((0, 4), None), *(((f,), 2) for f in range(FRAMES))]
     assert anchor.seen == step * STEPS
 
 
 def test_memory_is_asked_for_one_chunk():
     backbone = Gaussian()
-    latents, prompt = backbone.sample(frames=7), backbone.embed("a dog")
+    latents, prompt = backbone.sample(frames=7), backbone.text.embed("a dog")
     trajectory = invert(backbone, latents, prompt, steps=STEPS, chunk_frames=2)
     edit(backbone, trajectory, prompt, guidance=2.0, chunk_frames=2)
     assert backbone.on_device == [("network", 2 * 60), ("network", 2 * 2 * 60)]
@@ -120,7 +121,7 @@ def test_cancel_is_asked_before_every_chunk():
             self.count += 1
 
     backbone, asked = Gaussian(), Asked()
-    trajectory = invert(backbone, backbone.sample(frames=7), backbone.embed("a dog"), steps=STEPS)
+    trajectory = invert(backbone, backbone.sample(frames=7), backbone.text.embed("a dog"), steps=STEPS)
     edit(backbone, trajectory, trajectory.prompt, chunk_frames=2, monitor=asked)
     assert asked.count >= STEPS * 4
 
@@ -143,7 +144,7 @@ def test_frames_that_see_each_other_are_not_cut(tiny, tiny_image):
 def test_guidance_towards_text_and_picture_is_that_of_the_paper(tiny_instruct64, text, picture):
     """Brooks et al. 2023, equation 3, with the negative prompt for the empty one."""
     backbone, trajectory = tiny_instruct64, clip(tiny_instruct64)
-    positive, negative = backbone.embed("turn it into a blue cross"), backbone.embed("red")
+    positive, negative = backbone.text.embed("turn it into a blue cross"), backbone.text.embed("red")
     got = edit(backbone, trajectory, positive, negative=negative, guidance=text, image_guidance=picture)
     z, schedule = trajectory.latents[-1], trajectory.schedule
     for level in range(STEPS, 0, -1):
@@ -151,13 +152,13 @@ def test_guidance_towards_text_and_picture_is_that_of_the_paper(tiny_instruct64,
         def predict(prompt, row, z=z, level=level):
             image, label = trajectory.latents[0], schedule.label(level)
             with torch.no_grad():
-                return backbone.predict(Evaluation(z[None], label, (prompt,), (row,), image=image))[0]
+                return backbone.denoiser.predict(Evaluation(z[None], label, (prompt,), (row,), image=image))[0]
 
         none, pictured, both = (
             predict(negative, "unconditional"), predict(negative, "negative"), predict(positive, "positive")
         )  # fmt: skip
         z = schedule.step(z, none + picture * (pictured - none) + text * (both - pictured), level, level - 1)
-    assert_close(got, backbone.unscale(z))
+    assert_close(got, backbone.codec.unscale(z))
 
 
 def test_models_without_a_picture_ignore_its_guidance(tiny_image):

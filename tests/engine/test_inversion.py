@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
 from weft.engine.monitor import Monitor
-from weft.engine.nouns import PLAIN, Control
-from weft.engine.sampling import edit
+from weft.engine.plan import PLAIN, Control
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.engine.test_schedule import PREDICTIONS, ZERO_SNR
 from weft.tests.numerics import assert_close
@@ -20,7 +20,7 @@ NAMES = ["epsilon", "v", "v trailing", "v from pure noise"]
 
 def round_trip_db(backbone, steps=50, **options):
     """Signal over error, in dB, of inverting a clip and sampling it again under its own prompt."""
-    clip, prompt = backbone.sample(), backbone.embed("")
+    clip, prompt = backbone.sample(), backbone.text.embed("")
     back = edit(backbone, invert(backbone, clip, prompt, steps=steps, **options), prompt, guidance=1.0)
     return 10 * torch.log10(clip.square().sum() / (back - clip).square().sum()).item()
 
@@ -47,17 +47,17 @@ def test_the_papers_convention_is_diffusers_inverse_scheduler(spacing, offset, t
     backbone = Gaussian(
         prediction_type=prediction, timestep_spacing=spacing, steps_offset=offset, set_alpha_to_one=to_one
     )
-    clip, prompt = backbone.sample(), backbone.embed("a dog")
+    clip, prompt = backbone.sample(), backbone.text.embed("a dog")
     got = invert(backbone, clip, prompt, steps=10, convention="paper")
     labels = [e.timestep for e in backbone.evaluations]
 
     scheduler = DDIMInverseScheduler.from_config(backbone.config)
     scheduler.set_timesteps(10)
-    z = backbone.scale(clip)
+    z = backbone.codec.scale(clip)
     assert scheduler.timesteps.tolist() == labels
     for level, t in enumerate(scheduler.timesteps, 1):
         evaluation = replace(backbone.evaluations[0], latents=z[None], timestep=int(t))
-        z = scheduler.step(backbone.predict(evaluation)[0], int(t), z).prev_sample
+        z = scheduler.step(backbone.denoiser.predict(evaluation)[0], int(t), z).prev_sample
         assert_close(got.latents[level], z.float())
 
 
@@ -68,12 +68,12 @@ def test_the_papers_convention_is_diffusers_inverse_scheduler(spacing, offset, t
 )
 def test_evaluations_are_counted_and_carry_the_noisier_label(options, count):
     backbone = Gaussian()
-    clip, prompt = backbone.sample(), backbone.embed("a dog")
+    clip, prompt = backbone.sample(), backbone.text.embed("a dog")
     trajectory = invert(backbone, clip, prompt, steps=6, **options)
     calls, schedule = backbone.evaluations, trajectory.schedule
     assert len(calls) == count
     assert {(e.rows, e.prompts) for e in calls} == {(("source",), (prompt,))}
-    assert torch.equal(calls[0].latents[0], backbone.scale(clip))
+    assert torch.equal(calls[0].latents[0], backbone.codec.scale(clip))
     assert calls[0].timestep == schedule.label(1)
     levels = [level for level in range(1, 7) for _ in range(options.get("evaluations", 1))]
     levels = levels if count == 6 else [1] + levels
@@ -83,12 +83,12 @@ def test_evaluations_are_counted_and_carry_the_noisier_label(options, count):
 
 def test_what_comes_out_belongs_to_the_clip(caplog):
     backbone = Gaussian()
-    clip, prompt = backbone.sample(frames=5).double(), backbone.embed("a dog")
+    clip, prompt = backbone.sample(frames=5).double(), backbone.text.embed("a dog")
     with caplog.at_level(logging.INFO, logger="weft.engine.inversion"):
         trajectory = invert(backbone, clip, prompt, steps=4)
     assert trajectory.latents.shape == (5, 5, 4, 6, 10)
     assert trajectory.latents.dtype == torch.float32
-    assert torch.equal(trajectory.latents[0], backbone.scale(clip).float())
+    assert torch.equal(trajectory.latents[0], backbone.codec.scale(clip).float())
     assert (trajectory.prompt, trajectory.convention) == (prompt, "warm_start")
     assert trajectory.noise_std == pytest.approx(trajectory.latents[-1].std().item())
     assert f"std(z_T) {trajectory.noise_std:.3f}" in caplog.text
@@ -99,13 +99,13 @@ def test_what_comes_out_belongs_to_the_clip(caplog):
 
 def test_a_trajectory_may_fill_its_budget():
     backbone = Gaussian()
-    trajectory = invert(backbone, backbone.sample(), backbone.embed(""), steps=3, budget=4 * 3 * 4 * 60 * 4)
+    trajectory = invert(backbone, backbone.sample(), backbone.text.embed(""), steps=3, budget=4 * 3 * 4 * 60 * 4)
     assert trajectory.latents.nbytes == 4 * 3 * 4 * 60 * 4
 
 
 def test_the_noise_of_a_gaussian_clip_is_near_one():
     backbone = Gaussian(prediction_type="v_prediction")
-    trajectory = invert(backbone, backbone.sample(), backbone.embed(""), steps=50)
+    trajectory = invert(backbone, backbone.sample(), backbone.text.embed(""), steps=50)
     assert 0.85 < trajectory.noise_std < 1.3
 
 
@@ -118,10 +118,12 @@ class Silence(Control):
 @pytest.mark.parametrize("convention", ["warm_start", "paper"])
 def test_evaluation_controls_shape_the_inversion(convention):
     backbone = Gaussian()
-    clip, prompt = backbone.sample(), backbone.embed("")
+    clip, prompt = backbone.sample(), backbone.text.embed("")
     trajectory = invert(backbone, clip, prompt, steps=5, convention=convention, plan=PLAIN.then(Silence()))
     signal = torch.tensor(trajectory.schedule.signal)
-    want = (signal / signal[0]).view(-1, 1, 1, 1, 1) * backbone.scale(clip)  # without noise only the signal shrinks
+    want = (signal / signal[0]).view(-1, 1, 1, 1, 1) * backbone.codec.scale(
+        clip
+    )  # without noise only the signal shrinks
     assert_close(trajectory.latents, want)
     assert backbone.controls[0] == (Silence(),)
 
@@ -142,9 +144,9 @@ class Listening(Monitor):
 def test_progress_is_told_after_every_step_and_cancel_asked_before_every_evaluation():
     backbone, monitor = Gaussian(), Listening()
     clip = backbone.sample()
-    invert(backbone, clip, backbone.embed(""), steps=4, evaluations=2, monitor=monitor)
+    invert(backbone, clip, backbone.text.embed(""), steps=4, evaluations=2, monitor=monitor)
     assert [s[:2] for s in monitor.steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert torch.equal(monitor.steps[2][2], backbone.scale(clip))
+    assert torch.equal(monitor.steps[2][2], backbone.codec.scale(clip))
     assert monitor.checks == len(backbone.evaluations) == 9
 
 
@@ -155,7 +157,7 @@ class Untouched(Control):
 
 
 def test_a_cancelled_inversion_leaves_the_model_as_it_was(tiny):
-    prompt, plan = tiny.embed("a red square"), PLAIN.then(Untouched())
+    prompt, plan = tiny.text.embed("a red square"), PLAIN.then(Untouched())
     before = invert(tiny, make_latents(), prompt, steps=2)
     with pytest.raises(KeyboardInterrupt):
         invert(tiny, make_latents(), prompt, steps=2, plan=plan, monitor=Listening(raise_at=2))
@@ -168,7 +170,7 @@ def refused(match, clip=None, prompt=None, **options):
         invert(
             backbone,
             backbone.sample() if clip is None else clip,
-            prompt or backbone.embed("a dog"),
+            prompt or backbone.text.embed("a dog"),
             **{"steps": 3, **options},
         )
     assert backbone.evaluations == []  # nothing ran
@@ -209,7 +211,7 @@ def test_controls_that_act_on_steps_cannot_shape_an_inversion():
 )
 def test_latents_of_another_shape_are_refused(tiny, shape, match):
     with pytest.raises(ValueError, match=match):
-        invert(tiny, torch.zeros(shape), tiny.embed("a red square"), steps=2)
+        invert(tiny, torch.zeros(shape), tiny.text.embed("a red square"), steps=2)
 
 
 @dataclass(frozen=True)
@@ -223,5 +225,10 @@ def test_an_inversion_that_becomes_nan_stops_at_once(convention):
     backbone = Gaussian()
     with pytest.raises(ValueError, match="became NaN or infinite at step 3 of 4: load in float32"):
         invert(
-            backbone, backbone.sample(), backbone.embed(""), steps=4, convention=convention, plan=PLAIN.then(Spoil())
+            backbone,
+            backbone.sample(),
+            backbone.text.embed(""),
+            steps=4,
+            convention=convention,
+            plan=PLAIN.then(Spoil()),
         )

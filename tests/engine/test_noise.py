@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from weft.engine.edit import edit
 from weft.engine.inversion import add_noise
-from weft.engine.sampling import edit
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.engine.test_schedule import PREDICTIONS, ZERO_SNR
 from weft.tests.numerics import assert_close
@@ -16,7 +16,7 @@ def backbone(request):
 
 
 def noisy(backbone, latents, **options):
-    return add_noise(backbone, latents, backbone.embed(""), **{"steps": 5, **options})
+    return add_noise(backbone, latents, backbone.text.embed(""), **{"steps": 5, **options})
 
 
 def noise_of(trajectory):
@@ -29,7 +29,7 @@ def noise_of(trajectory):
 def test_every_level_is_the_clip_with_one_noise(backbone):
     clip = backbone.sample(frames=3)
     trajectory = noisy(backbone, clip)
-    assert torch.equal(trajectory.latents[0], backbone.scale(clip))
+    assert torch.equal(trajectory.latents[0], backbone.codec.scale(clip))
     eps = noise_of(trajectory)
     torch.testing.assert_close(eps, eps[-1:].expand_as(eps), rtol=0, atol=1e-4)  # divided by little noise
     assert 0.8 < eps[-1].std() < 1.2
@@ -39,8 +39,8 @@ def test_every_level_is_the_clip_with_one_noise(backbone):
 
 def test_the_network_that_knows_the_noise_gives_the_clip_back(backbone):
     """The answer it should give, at any level, is the one that leads from there to the clip and to the noise."""
-    clip = backbone.scale(backbone.sample())
-    schedule, eps = backbone.schedule(5), torch.randn(clip.shape)
+    clip = backbone.codec.scale(backbone.sample())
+    schedule, eps = backbone.denoiser.schedule(5), torch.randn(clip.shape)
     for level in range(1, 6):
         x = schedule.noised(clip, eps, level)
         got, noise = schedule.split(x, schedule.answer(clip, eps, level), level)
@@ -78,7 +78,7 @@ def test_an_edit_starts_from_it():
     backbone = Gaussian(prediction_type="v_prediction")
     clip = backbone.sample(frames=3)
     trajectory = noisy(backbone, clip, steps=20)
-    assert edit(backbone, trajectory, backbone.embed("a red cat"), guidance=1.0).shape == clip.shape
+    assert edit(backbone, trajectory, backbone.text.embed("a red cat"), guidance=1.0).shape == clip.shape
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_a_prompt_of_another_model_is_refused():
 
     backbone = Gaussian()
     with pytest.raises(ValueError, match="encoded by another model"):
-        add_noise(backbone, backbone.sample(), replace(backbone.embed(""), model="other"))
+        add_noise(backbone, backbone.sample(), replace(backbone.text.embed(""), model="other"))

@@ -3,8 +3,11 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 import pytest
 import torch
 
+from weft.engine.call import Evaluation
 from weft.engine.monitor import SILENT, Recording
-from weft.engine.nouns import PLAIN, AttentionCall, Control, EditPlan, Evaluation, Prompt, Site, Step, Trajectory
+from weft.engine.plan import PLAIN, Control, EditPlan, Step
+from weft.engine.source import Trajectory
+from weft.engine.words import Prompt, Site
 from weft.tests.engine.analytic import Gaussian
 
 STEPS = 4
@@ -17,7 +20,9 @@ def backbone():
 
 @pytest.fixture
 def trajectory(backbone):
-    return Trajectory(torch.randn(STEPS + 1, 3, 4, 6, 10), backbone.schedule(STEPS), backbone.embed("a dog"), "paper")
+    return Trajectory(
+        torch.randn(STEPS + 1, 3, 4, 6, 10), backbone.denoiser.schedule(STEPS), backbone.text.embed("a dog"), "paper"
+    )
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def test_plans_grow_in_order_and_do_not_change(trajectory):
 
 
 def test_nouns_that_hold_tensors_are_equal_to_themselves_only(trajectory, backbone):
-    prompt = backbone.embed("a cat")
+    prompt = backbone.text.embed("a cat")
     for noun in (prompt, trajectory, Evaluation(torch.zeros(1), 1, (prompt,), ("positive",)), Control()):
         copy = replace(noun)
         assert noun == noun
@@ -99,8 +104,8 @@ def test_a_trajectory_states_its_frames_and_its_noise(trajectory):
 
 
 def test_a_trajectory_refuses_another_model(trajectory, backbone):
-    trajectory.require(backbone, backbone.embed("a cat"))
-    backbone.name, backbone.fingerprint = "other", "0123"
+    trajectory.require(backbone, backbone.text.embed("a cat"))
+    backbone.name, backbone.denoiser.fingerprint = "other", "0123"
     with pytest.raises(
         ValueError, match=r"another model than 'other' \(fingerprint gaussian, got 0123\): invert the clip"
     ):
@@ -108,7 +113,7 @@ def test_a_trajectory_refuses_another_model(trajectory, backbone):
 
 
 def test_a_trajectory_refuses_prompts_that_do_not_fit(trajectory, backbone):
-    good = backbone.embed("a cat")
+    good = backbone.text.embed("a cat")
     with pytest.raises(ValueError, match="'a cat' was encoded by another model than the trajectory's"):
         trajectory.require(backbone, replace(good, model="0123"))
     trajectory.require(backbone, replace(good, embedding=torch.zeros(3, 2, 3)))

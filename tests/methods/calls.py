@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from weft.engine.nouns import AttentionCall, Evaluation, Site
+from weft.engine.call import Evaluation
+from weft.engine.words import Site
 
 SITE = Site("layer", "spatial", "block", 0, 0)
 SCALE = 0.3

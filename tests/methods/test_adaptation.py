@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from weft.backbones.lora import adapt
+from weft.engine.edit import edit
 from weft.engine.inversion import add_noise
 from weft.engine.monitor import Monitor
-from weft.engine.sampling import edit
 from weft.methods.adaptation import Ranges, candidates, choose, curve, fit, transform
 from weft.tests.numerics import assert_close
 
@@ -89,7 +89,7 @@ def test_edges_are_mirrored():
 
 
 def test_each_candidate_is_what_its_seed_gives(tiny_instruct):
-    instruction, progress = tiny_instruct.embed("make it blue"), []
+    instruction, progress = tiny_instruct.text.embed("make it blue"), []
 
     class Count(Monitor):
         def progress(self, done, total, preview=None):
@@ -98,14 +98,16 @@ def test_each_candidate_is_what_its_seed_gives(tiny_instruct):
     got = candidates(tiny_instruct, picture(), instruction, count=3, seed=5, steps=2, monitor=Count())
     assert got.shape == (3, 12, 20, 3)
     assert progress == [(i, 6) for i in range(1, 7)]
-    trajectory = add_noise(tiny_instruct, tiny_instruct.encode(picture()), tiny_instruct.embed(""), steps=2, seed=6)
-    want = tiny_instruct.decode(edit(tiny_instruct, trajectory, instruction))
+    trajectory = add_noise(
+        tiny_instruct, tiny_instruct.codec.encode(picture()), tiny_instruct.text.embed(""), steps=2, seed=6
+    )
+    want = tiny_instruct.codec.decode(edit(tiny_instruct, trajectory, instruction))
     assert_close(choose(got, 1), want, torch.float16)
     assert not torch.equal(got[0], got[2])
 
 
 def test_what_cannot_be_chosen_is_refused(tiny_instruct):
-    instruction = tiny_instruct.embed("make it blue")
+    instruction = tiny_instruct.text.embed("make it blue")
     with pytest.raises(ValueError, match="want at least 1 candidate, got 0"):
         candidates(tiny_instruct, picture(), instruction, count=0)
     with pytest.raises(ValueError, match=r"want one picture \[1, H, W, 3\] as frame, got \[2, 12, 20, 3\]"):
@@ -118,7 +120,9 @@ def test_what_cannot_be_chosen_is_refused(tiny_instruct):
 
 
 def trained(backbone, **options):
-    training = partial(fit, source=picture(0), edited=picture(1), instruction=backbone.embed("make it blue"), **options)
+    training = partial(
+        fit, source=picture(0), edited=picture(1), instruction=backbone.text.embed("make it blue"), **options
+    )
     return adapt(backbone, training, rank=4)
 
 
@@ -132,12 +136,12 @@ def test_the_loss_falls(tiny_instruct):
 
 
 def test_training_is_deterministic_and_changes_no_other_weights(tiny_instruct):
-    before = [p.clone() for p in tiny_instruct.network.parameters()]
+    before = [p.clone() for p in tiny_instruct.denoiser.network.parameters()]
     first, second = (trained(tiny_instruct, steps=3) for _ in range(2))
     assert first[2] == second[2]
     assert first[0].fingerprint == second[0].fingerprint
     assert trained(tiny_instruct, steps=3, seed=1)[2] != first[2]
-    assert all(torch.equal(a, b) for a, b in zip(before, tiny_instruct.network.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, tiny_instruct.denoiser.network.parameters()))
     assert not any(p.requires_grad for p in first[0].network.parameters())
 
 
@@ -180,7 +184,7 @@ def test_a_cancel_keeps_the_last_whole_step(tiny_instruct):
 
     kept, options = [], {"steps": 5, "ranges": STILL}
     training = partial(
-        fit, source=picture(0), edited=picture(1), instruction=tiny_instruct.embed("make it blue"), **options
+        fit, source=picture(0), edited=picture(1), instruction=tiny_instruct.text.embed("make it blue"), **options
     )
     with pytest.raises(Cancelled):
         adapt(tiny_instruct, partial(training, monitor=Cancel()), rank=4, rescue=kept.append)
@@ -206,7 +210,7 @@ def test_a_loss_that_is_no_number_stops_the_training(tiny_instruct, monkeypatch)
     with pytest.raises(ValueError, match="the training became NaN or infinite at step 1: lower the learning rate"):
         adapt(
             tiny_instruct,
-            partial(fit, source=picture(), edited=picture(1), instruction=tiny_instruct.embed("x"), steps=2),
+            partial(fit, source=picture(), edited=picture(1), instruction=tiny_instruct.text.embed("x"), steps=2),
             rescue=kept.append,
         )
     assert all(w.isfinite().all() for w in kept[0].weights.values())
@@ -225,19 +229,19 @@ def test_a_loss_that_is_no_number_stops_the_training(tiny_instruct, monkeypatch)
     ],
 )
 def test_what_makes_no_sense_is_refused(tiny_instruct, changes, match):
-    options = {"source": picture(), "edited": picture(1), "instruction": tiny_instruct.embed("x"), "steps": 1}
+    options = {"source": picture(), "edited": picture(1), "instruction": tiny_instruct.text.embed("x"), "steps": 1}
     with pytest.raises(ValueError, match=match):
         fit(tiny_instruct, [], **{**options, **changes})
 
 
 def test_instructions_and_models_that_do_not_fit_are_refused(tiny_instruct, tiny_image):
-    text = tiny_instruct.embed("make it blue")
+    text = tiny_instruct.text.embed("make it blue")
     with pytest.raises(ValueError, match="'make it blue' was encoded by another model"):
         fit(tiny_instruct, [], picture(), picture(1), replace(text, model="other"))
     with pytest.raises(ValueError, match="want one instruction for the pair, got one for each of 2 frames"):
         fit(tiny_instruct, [], picture(), picture(1), replace(text, embedding=text.embedding.repeat(2, 1, 1)))
     with pytest.raises(ValueError, match="'tiny-image' is not given the source's picture"):
-        fit(tiny_image, [], picture(), picture(1), tiny_image.embed("x"))
+        fit(tiny_image, [], picture(), picture(1), tiny_image.text.embed("x"))
 
 
 # ---- the curve ------------------------------------------------------------------------------------------------------

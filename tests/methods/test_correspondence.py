@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from weft.engine.call import Evaluation
 from weft.engine.correspondence import Correspondence
 from weft.engine.monitor import Monitor
-from weft.engine.nouns import Evaluation
 from weft.methods import correspondence as module
 from weft.methods.correspondence import correspondence, decoder_stage, match_frames, parse_points, read_feature
 from weft.tests.engine.analytic import Gaussian
@@ -27,12 +27,12 @@ class Still:
     """Features that are the latents themselves, without noise: what is done with features, without a network."""
 
     def __init__(self, backbone, monkeypatch):
-        self.blocks, self.framewise = backbone.blocks, True
+        self.blocks, self.framewise = backbone.denoiser.blocks, True
         monkeypatch.setattr(module, "read_feature", lambda _, evaluation, block: evaluation.latents)
         self.backbone = backbone
 
     def schedule(self, steps):
-        schedule = self.backbone.schedule(steps)
+        schedule = self.backbone.denoiser.schedule(steps)
         return replace(schedule, noise=(0.0,) * (steps + 1))
 
     def __getattr__(self, name):
@@ -73,12 +73,12 @@ def test_it_is_the_papers_formula_by_brute_force(tiny_image64, up_block):
     """Equations 7-9: a window that holds the grid compares everything with everything."""
     latents = make_latents(3)
     found = correspondence(tiny_image64, latents, window=21, top_k=4, up_block=up_block, seed=5)
-    schedule = tiny_image64.schedule(500)
+    schedule = tiny_image64.denoiser.schedule(500)
     level = schedule.timesteps.index(261) + 1
-    clean = tiny_image64.scale(latents)
+    clean = tiny_image64.codec.scale(latents)
     eps = torch.randn(1, 1, 4, 6, 10, generator=torch.Generator().manual_seed(5))[0]
     x = schedule.signal[level] * clean + schedule.noise[level] * eps
-    e = Evaluation(x[None], 261, (tiny_image64.embed(""),), ("source",))
+    e = Evaluation(x[None], 261, (tiny_image64.text.embed(""),), ("source",))
     with torch.no_grad():
         features = read_feature(tiny_image64, e, decoder_stage(tiny_image64, up_block))[0].float()
     tokens = F.normalize(features, dim=1).flatten(2)
@@ -109,7 +109,7 @@ def test_every_number_matters_and_a_seed_repeats(tiny_image, numbers):
 def test_up_blocks_are_counted_from_the_last(tiny_image):
     names = [decoder_stage(tiny_image, up_block).name for up_block in (1, 2, 3)]
     assert names == ["up_blocks.0", "up_blocks.1", "up_blocks.2"]
-    tiny_image = type("Two", (), {"blocks": [b for b in tiny_image.blocks if b.stage > 0], "name": "two"})()
+    tiny_image = type("Two", (), {"blocks": [b for b in tiny_image.denoiser.blocks if b.stage > 0], "name": "two"})()
     assert [decoder_stage(tiny_image, up_block).name for up_block in (1, 2, 3)] == [
         "up_blocks.1", "up_blocks.1", "up_blocks.2",
     ]  # fmt: skip

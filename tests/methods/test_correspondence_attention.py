@@ -4,19 +4,16 @@ from functools import partial
 import pytest
 import torch
 
+from weft.engine.call import Evaluation
 from weft.engine.correspondence import Correspondence
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
-from weft.engine.nouns import PLAIN, AttentionCall, Evaluation, Site
-from weft.engine.sampling import edit
+from weft.engine.plan import PLAIN
+from weft.engine.words import Site
 from weft.methods.correspondence import correspondence
-from weft.methods.correspondence_attention import (
-    CorrespondenceAttention,
-    correspondence_attention,
-    lists_of,
-    merged_attention,
-)
+from weft.methods.correspondence_attention import CorrespondenceAttention, lists_of, merged_attention
 from weft.methods.merging import merge_bipartite, merge_pairs
-from weft.methods.spatio_temporal import spatio_temporal_attention
+from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
@@ -218,34 +215,34 @@ def table(tiny_image, latents):
 
 @pytest.fixture
 def run(tiny_image, latents):
-    trajectory = invert(tiny_image, latents, tiny_image.embed("a red square"), steps=2)
-    target = tiny_image.embed("a blue circle")
+    trajectory = invert(tiny_image, latents, tiny_image.text.embed("a red square"), steps=2)
+    target = tiny_image.text.embed("a blue circle")
     return lambda plan=PLAIN, **options: edit(tiny_image, trajectory, target, plan=plan, guidance=2, **options)
 
 
 def test_strength_0_is_the_plain_edit_bit_for_bit(run, table):
-    assert torch.equal(run(correspondence_attention(PLAIN, table, strength=0)), run())
+    assert torch.equal(run(PLAIN.then(CorrespondenceAttention(table, strength=0))), run())
 
 
 @pytest.mark.parametrize(
     "numbers", [{}, {"tokens": "projected"}, {"levels": "all"}, {"merge_ratio": 0}, {"merging": "pairs"}]
 )
 def test_it_changes_the_edit_and_is_the_same_twice(run, table, numbers):
-    plan = spatio_temporal_attention(correspondence_attention(PLAIN, table, **numbers))
+    plan = PLAIN.then(CorrespondenceAttention(table, **numbers)).then(SpatioTemporalAttention())
     got = run(plan)
     assert torch.equal(got, run(plan))
-    assert not torch.equal(got, run(spatio_temporal_attention(PLAIN)))
+    assert not torch.equal(got, run(PLAIN.then(SpatioTemporalAttention())))
 
 
 def test_it_guides_an_inversion_too(tiny_image, latents, table):
-    plan = spatio_temporal_attention(correspondence_attention(PLAIN, table))
-    prompt = tiny_image.embed("a red square")
+    plan = PLAIN.then(CorrespondenceAttention(table)).then(SpatioTemporalAttention())
+    prompt = tiny_image.text.embed("a red square")
     plain, guided = (invert(tiny_image, latents, prompt, steps=2, plan=p) for p in (PLAIN, plan))
     assert not torch.equal(plain.latents, guided.latents)
 
 
 def test_after_spatio_temporal_attention_it_says_what_to_do(run, table):
-    plan = correspondence_attention(spatio_temporal_attention(PLAIN), table, tokens="projected")
+    plan = PLAIN.then(SpatioTemporalAttention()).then(CorrespondenceAttention(table, tokens="projected"))
     with pytest.raises(ValueError, match="put it before spatio-temporal attention in the plan"):
         run(plan)
 
@@ -253,35 +250,35 @@ def test_after_spatio_temporal_attention_it_says_what_to_do(run, table):
 def test_a_correspondence_of_another_clip_is_refused(tiny_image, run):
     other = correspondence(tiny_image, make_latents(4))
     with pytest.raises(ValueError, match=r"for 4 frames on a grid of 6x10, and the clip has 3 frames on 6x10"):
-        run(correspondence_attention(PLAIN, other))
+        run(PLAIN.then(CorrespondenceAttention(other)))
     other = correspondence(tiny_image, make_latents(size=(6, 8)))
     with pytest.raises(ValueError, match=r"on a grid of 6x8, and the clip has 3 frames on 6x10: connect one made"):
-        run(correspondence_attention(PLAIN, other))
+        run(PLAIN.then(CorrespondenceAttention(other)))
 
 
 @pytest.mark.parametrize("levels", ["finest", "all"])
 def test_in_an_inversion_too(tiny_image, latents, levels):
     other = correspondence(tiny_image, make_latents(size=(6, 8)))
-    plan = correspondence_attention(PLAIN, other, levels=levels)
+    plan = PLAIN.then(CorrespondenceAttention(other, levels=levels))
     with pytest.raises(ValueError, match=r"the correspondence is for 3 frames on a grid of 6x8"):
-        invert(tiny_image, latents, tiny_image.embed("a dog"), steps=2, plan=plan)
+        invert(tiny_image, latents, tiny_image.text.embed("a dog"), steps=2, plan=plan)
 
 
 def test_a_correspondence_of_another_model_is_refused(run, table):
     with pytest.raises(ValueError, match=r"found with another model \(fingerprint other\)"):
-        run(correspondence_attention(PLAIN, replace(table, model="other")))
+        run(PLAIN.then(CorrespondenceAttention(replace(table, model="other"))))
 
 
 def test_a_model_without_attention_there_is_refused(run, table):
     """The tiny model has three levels."""
     coarse = found((1, 2), 3, level=3)
     with pytest.raises(ValueError, match="has no self-attention at the resolution of this correspondence"):
-        run(correspondence_attention(PLAIN, replace(coarse, model=table.model)))
+        run(PLAIN.then(CorrespondenceAttention(replace(coarse, model=table.model))))
 
 
 def test_chunks_of_frames_are_refused(run, table):
     with pytest.raises(ValueError, match="CorrespondenceAttention looks at all 3 frames together"):
-        run(correspondence_attention(PLAIN, table), chunk_frames=1)
+        run(PLAIN.then(CorrespondenceAttention(table)), chunk_frames=1)
 
 
 @pytest.mark.parametrize(
@@ -298,4 +295,4 @@ def test_chunks_of_frames_are_refused(run, table):
 )
 def test_numbers_that_make_no_sense_are_refused(numbers, match):
     with pytest.raises(ValueError, match=match):
-        correspondence_attention(PLAIN, found(), **numbers)
+        PLAIN.then(CorrespondenceAttention(found(), **numbers))

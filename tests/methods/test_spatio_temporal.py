@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from weft.benchmarks.measure import peak_bytes
+from weft.engine.call import Evaluation
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
-from weft.engine.nouns import PLAIN, AttentionCall, Control, Evaluation, Site
-from weft.engine.sampling import edit
-from weft.methods.spatio_temporal import SpatioTemporalAttention, spatio_temporal_attention
+from weft.engine.plan import PLAIN, Control
+from weft.engine.words import Site
+from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
@@ -86,31 +88,31 @@ class Shapes(Control):
 
 def test_in_a_network_every_spatial_layer_sees_the_clip(tiny_image):
     latents = make_latents(3, (5, 9))[None]
-    e = Evaluation(latents, 501, (tiny_image.embed("a red square"),), ("positive",))
+    e = Evaluation(latents, 501, (tiny_image.text.embed("a red square"),), ("positive",))
     inner = Shapes([])
     with torch.no_grad():
-        tiny_image.predict(e, (SpatioTemporalAttention(), inner))
+        tiny_image.denoiser.predict(e, (SpatioTemporalAttention(), inner))
     spatial = [(q, k) for kind, q, k in inner.seen if kind == "spatial"]
-    layers = sum(s.kind == "spatial" for s in tiny_image.sites)
+    layers = sum(s.kind == "spatial" for s in tiny_image.denoiser.sites)
     assert len(spatial) == 3 * layers
     assert all(q[0] == 1 and k == (1, 3 * q[1]) for q, k in spatial)
 
 
 def test_frames_that_differ_pull_at_each_other(tiny_image64):
-    e = Evaluation(make_latents(3, (5, 9))[None], 501, (tiny_image64.embed("a red square"),), ("positive",))
+    e = Evaluation(make_latents(3, (5, 9))[None], 501, (tiny_image64.text.embed("a red square"),), ("positive",))
     other = e.latents.clone()
     other[0, 2] += 1
     with torch.no_grad():
-        alone, changed = (tiny_image64.predict(replace(e, latents=z)) for z in (e.latents, other))
+        alone, changed = (tiny_image64.denoiser.predict(replace(e, latents=z)) for z in (e.latents, other))
         assert_close(changed[0, :2], alone[0, :2])
         plan = (SpatioTemporalAttention(),)
-        seeing, changed = (tiny_image64.predict(replace(e, latents=z), plan) for z in (e.latents, other))
+        seeing, changed = (tiny_image64.denoiser.predict(replace(e, latents=z), plan) for z in (e.latents, other))
     assert (changed[0, :2] - seeing[0, :2]).abs().max() > 1e-4
 
 
 def test_it_guides_inversion_and_edit_but_not_in_chunks(tiny_image):
-    plan = spatio_temporal_attention(PLAIN)
-    prompt = tiny_image.embed("a red square")
+    plan = PLAIN.then(SpatioTemporalAttention())
+    prompt = tiny_image.text.embed("a red square")
     trajectory = invert(tiny_image, make_latents(), prompt, steps=2, plan=plan)
     assert edit(tiny_image, trajectory, prompt, plan=plan).isfinite().all()
     with pytest.raises(ValueError, match="SpatioTemporalAttention looks at all 3 frames together"):
@@ -119,4 +121,4 @@ def test_it_guides_inversion_and_edit_but_not_in_chunks(tiny_image):
 
 def test_a_negative_radius_is_refused():
     with pytest.raises(ValueError, match=r"want 0 \(all frames\) or more frames on each side, got -1"):
-        spatio_temporal_attention(PLAIN, frames=-1)
+        PLAIN.then(SpatioTemporalAttention(frames=-1))

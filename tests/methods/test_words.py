@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from weft.engine.nouns import Prompt
+from weft.engine.words import Prompt
 from weft.methods.words import positions, read_factors, read_words, refined, replaced, weights, words_of
 
 L = 9
