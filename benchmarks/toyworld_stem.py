@@ -23,7 +23,8 @@ from ..engine.inversion import invert
 from ..engine.monitor import Recording
 from ..engine.plan import PLAIN, EditPlan
 from ..engine.source import Trajectory
-from ..measure.evaluate import psnr
+from ..measure.psnr import psnr
+from ..measure.ssim import ssim
 from ..methods.fate_zero import FateZero
 from ..methods.spatio_temporal import SpatioTemporalAttention
 from ..methods.stem import STEMAttention
@@ -191,15 +192,12 @@ class Bench:
         return figures | {"warp_error": warp_error(video, case.target).item(), "seconds": seconds}
 
     def given_back(self, clip: int, s: Setting, frames: Tensor) -> dict[str, float]:
-        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
-
         source = self.source(clip, s)
-        video, like = frames.movedim(-1, 1), source.movedim(-1, 1)
-        figures = {"psnr": psnr(frames, source), "ssim": ssim(video, like, data_range=1.0).item()}
+        figures = {"psnr": psnr(frames, source), "ssim": ssim(frames, source)}
         if s.real:
             figures["warp_error"] = flow_warp_error(frames, source)
         else:
-            figures["warp_error"] = warp_error(video[None], Case.of(clip).source).item()
+            figures["warp_error"] = warp_error(frames.movedim(-1, 1)[None], Case.of(clip).source).item()
         if s.kind == "vae":
             return figures
         trajectory, _, dead = self.inverted(clip, s)

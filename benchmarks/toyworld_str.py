@@ -19,7 +19,7 @@ from ..engine.edit import edit
 from ..engine.inversion import invert
 from ..engine.monitor import Recording
 from ..engine.plan import PLAIN, EditPlan
-from ..measure.evaluate import psnr
+from ..measure.psnr import psnr
 from ..methods.latent_blend import LatentBlend
 from ..methods.str_match import STRLatentOptimizer
 from ..toyworld import world

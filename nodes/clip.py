@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import io
 from ..backbones.memory import ComfyMemory
 from ..vision.clip import is_clip, load_clip
 from . import sockets
+from .files import state_of
 
 NONE = "(none found: put a CLIP folder into models/clip)"
 FOLDERS = "text_encoders"  # ComfyUI's name for models/text_encoders and models/clip
@@ -47,8 +48,7 @@ class WeftLoadCLIP(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model):
-        folder = clips().get(model)
-        return folder and (folder / "config.json").stat().st_mtime
+        return state_of(clips().get(model))
 
     @classmethod
     def execute(cls, model):

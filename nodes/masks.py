@@ -14,6 +14,7 @@ from ..vision.sam import CHECKPOINTS, DTYPES, load_segmenter
 from ..vision.segment import Choice, segment
 from ..vision.track import WhenLost, track
 from . import sockets
+from .files import state_of
 from .host import NodeMonitor
 
 TOYS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
@@ -50,11 +51,6 @@ def detectors() -> dict[str, Path]:
     return toys | {str(folder.relative_to(root)): folder for root, folder in reversed(found)}
 
 
-def changed(path: Path | None) -> float | None:
-    """When a checkpoint, or a folder's config, was last written."""
-    return path and (path / "config.json" if path.is_dir() else path).stat().st_mtime
-
-
 def chosen(models: dict[str, Path], name: str) -> Path:
     if name not in models:
         raise ValueError(f"no model '{name}': found {', '.join(models) or 'none'} (press R to look again)")
@@ -88,7 +84,7 @@ class WeftLoadSAM(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, dtype):
-        return changed(segmenters().get(model))
+        return state_of(segmenters().get(model))
 
     @classmethod
     def execute(cls, model, dtype):
@@ -210,7 +206,7 @@ class WeftTextToBoxes(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, **_):
-        return changed(detectors().get(model))
+        return state_of(detectors().get(model))
 
     @classmethod
     def execute(cls, model, images, text, frames="0", threshold=0.25, top=1):

@@ -27,7 +27,8 @@ COMFYUI = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_path
 KNOWS_COMFYUI = re.compile(r"nodes/.*|backbones/(comfy_model|memory)\.py")
 KNOWS_DIFFUSERS = re.compile(r"(backbones|vision|toyworld)/.*")
 KNOWS_TRITON = re.compile(r"kernels/\w+/fused\w*\.py")
-HEAVY = ("diffusers", "transformers", "triton", "cv2", "segment_anything")  # only when something asks for them
+# only when something asks for them
+HEAVY = ("diffusers", "transformers", "triton", "cv2", "segment_anything", "torchmetrics", "torchvision")
 
 
 @pytest.fixture(params=FILES)

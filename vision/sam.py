@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..backbones.loading import DTYPES
 from ..backbones.memory import Memory, PlainMemory
 from .ports import Candidates, Prompts, Segmenter
-from .sam_parts import sam_from
+from .sam_parts import package, sam_from
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt")
 PIXELS = 255.0  # SAM reads pixels in 0..255
@@ -92,49 +92,48 @@ class SamSegmenter:
             sam: of segment-anything, frozen.
             dtype: of the image encoder; the rest is small and stays in float32.
         """
-        sam.image_encoder.to(dtype)
         self.name, self.sam, self.dtype, self.memory = name, sam, dtype, memory
+        encoder = sam.image_encoder.to(dtype)
+        encoder.register_forward_pre_hook(lambda _, inputs: tuple(x.to(dtype) for x in inputs))
+        encoder.register_forward_hook(lambda _, inputs, image: image.float())
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def look(self, frame: Tensor) -> Callable[[Prompts], Candidates]:
         """See `Segmenter`. A picture is scaled so that its longer side fits, and padded to a square."""
-        sam, (height, width) = self.sam, frame.shape[:2]
-        side = sam.image_encoder.img_size
-        scale = side / max(height, width)
-        size = max(1, round(height * scale)), max(1, round(width * scale))
-        with self.memory.resident(sam, _activations(sam)):
-            x = frame.to(self.memory.device, torch.float32).movedim(-1, 0)[None]
-            if size != (height, width):
-                x = F.interpolate(x, size, mode="bilinear", antialias=True)
-            image = sam.image_encoder(sam.preprocess(x * PIXELS).to(self.dtype)).float()
+        predictor, size = package().SamPredictor(self.sam), tuple(frame.shape[:2])
+        side = self.sam.image_encoder.img_size
+        scale = side / max(size)
+        fitting = [max(1, pixels) for pixels in predictor.transform.get_preprocess_shape(*size, side)]
+        with self.memory.resident(self.sam, _activations(self.sam)):
+            picture = frame.to(self.memory.device, torch.float32).movedim(-1, 0)[None]
+            # The predictor's own `apply_image_torch` takes batch and channels for the size.
+            picture = F.interpolate(picture, fitting, mode="bilinear", antialias=True)
+            predictor.set_torch_image(picture * PIXELS, size)
 
         @torch.inference_mode(False)
         @torch.no_grad()
         def ask(prompts: Prompts) -> Candidates:
-            with self.memory.resident(sam):
-                sparse, dense = sam.prompt_encoder(*_encoded(prompts, scale, self.memory.device))
-                raw, scores = sam.mask_decoder(
-                    image, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=prompts.ambiguous
-                )
-                logits = sam.postprocess_masks(raw, size, (height, width))
-            return Candidates((logits[0] > sam.mask_threshold).cpu(), scores[0].cpu(), raw[0].cpu())
+            with self.memory.resident(self.sam):
+                said = _encoded(prompts, scale, self.memory.device)
+                answer = predictor.predict_torch(*said, multimask_output=prompts.ambiguous)
+            return Candidates(*(values[0].cpu() for values in answer))
 
         return ask
 
 
-def _encoded(prompts: Prompts, scale: float, device: torch.device):
-    """(points and labels, box, mask) as SAM's prompt encoder takes them. It moves places by half a pixel itself."""
+def _encoded(prompts: Prompts, scale: float, device: torch.device) -> tuple[Tensor | None, ...]:
+    """(points, labels, box, mask) as SAM's predictor takes them. It moves places by half a pixel itself."""
     places = (*prompts.points, *prompts.not_points)
-    points = boxes = guess = None
+    points = labels = boxes = guess = None
     if places:
-        labels = [1] * len(prompts.points) + [0] * len(prompts.not_points)
-        points = _scaled(places, scale, device)[None], torch.tensor([labels], device=device)
+        points = _scaled(places, scale, device)[None]
+        labels = torch.tensor([[1] * len(prompts.points) + [0] * len(prompts.not_points)], device=device)
     if prompts.box is not None:
         boxes = _scaled(prompts.box, scale, device)[None]
     if prompts.guess is not None:
         guess = prompts.guess.to(device, torch.float32)[None, None]
-    return points, boxes, guess
+    return points, labels, boxes, guess
 
 
 def _scaled(places, scale: float, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
-"""Segment Anything's own classes, sized by the tensors of a checkpoint: no file name and no config is asked.
+"""What segment-anything does not do itself: it makes three sizes of SAM, each by its name. Here sizes are read off the
+tensors of a checkpoint, so that files of any name and SAMs of any size load; the classes are the package's own.
 
-source  Kirillov et al. 2023, "Segment Anything"; the classes are those of the package `segment-anything`
+source  Kirillov et al. 2023, "Segment Anything"
 """
 
 from __future__ import annotations
@@ -13,18 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-NEEDED = (
-    "image_encoder.patch_embed.proj.weight",
-    "image_encoder.pos_embed",
-    "image_encoder.blocks.0.attn.rel_pos_h",
-    "image_encoder.blocks.0.mlp.lin1.weight",
-    "image_encoder.neck.0.weight",
-    "prompt_encoder.mask_downscaling.3.weight",
-    "mask_decoder.transformer.layers.0.mlp.lin1.weight",
-    "mask_decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight",
-    "mask_decoder.mask_tokens.weight",
-    "mask_decoder.iou_prediction_head.layers.0.weight",
-)
+NO_SAM = "is not a Segment Anything checkpoint (vit_h, vit_l, vit_b)"
 DECODER_HEADS = 8  # of every SAM; the one number that no tensor's shape tells
 
 
@@ -60,33 +50,36 @@ class Architecture:
         Raises:
             ValueError: tensors that every SAM has are absent.
         """
-        if absent := [name for name in NEEDED if name not in weights]:
-            raise ValueError(f"is not a Segment Anything checkpoint (vit_h, vit_l, vit_b): it has no {absent[0]}")
-        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        width, _, patch, _ = shapes["image_encoder.patch_embed.proj.weight"]
-        grid = shapes["image_encoder.pos_embed"][1]
-        depth = _count(shapes, r"image_encoder\.blocks\.(\d+)\.attn\.rel_pos_h")
-        # A relative position table has 2n - 1 rows for windows of n patches; a global block's window is the grid.
-        spans = [(shapes[f"image_encoder.blocks.{i}.attn.rel_pos_h"][0] + 1) // 2 for i in range(depth)]
-        query = shapes["mask_decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight"]
-        return cls(
-            image_size=grid * patch,
-            patch=patch,
-            width=width,
-            depth=depth,
-            heads=width // shapes["image_encoder.blocks.0.attn.rel_pos_h"][1],
-            window=min(spans) if min(spans) < grid else 0,
-            global_blocks=tuple(i for i, span in enumerate(spans) if span == grid),
-            mlp=shapes["image_encoder.blocks.0.mlp.lin1.weight"][0],
-            prompt_width=shapes["image_encoder.neck.0.weight"][0],
-            mask_channels=shapes["prompt_encoder.mask_downscaling.3.weight"][0],
-            decoder_depth=_count(shapes, r"mask_decoder\.transformer\.layers\.(\d+)\.mlp\.lin1\.weight"),
-            decoder_mlp=shapes["mask_decoder.transformer.layers.0.mlp.lin1.weight"][0],
-            decoder_downsample=query[1] // query[0],
-            masks=shapes["mask_decoder.mask_tokens.weight"][0] - 1,
-            score_depth=_count(shapes, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.weight"),
-            score_width=shapes["mask_decoder.iou_prediction_head.layers.0.weight"][0],
-        )
+        size = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        encoder, decoder = "image_encoder", "mask_decoder"
+        try:
+            width, _, patch, _ = size[f"{encoder}.patch_embed.proj.weight"]
+            grid = size[f"{encoder}.pos_embed"][1]
+            head = size[f"{encoder}.blocks.0.attn.rel_pos_h"][1]
+            depth = _count(size, rf"{encoder}\.blocks\.(\d+)\.attn\.rel_pos_h")
+            # A relative position table has 2n - 1 rows for windows of n patches; a global block's window is the grid.
+            spans = [(size[f"{encoder}.blocks.{i}.attn.rel_pos_h"][0] + 1) // 2 for i in range(depth)]
+            query = size[f"{decoder}.transformer.layers.0.cross_attn_token_to_image.q_proj.weight"]
+            return cls(
+                image_size=grid * patch,
+                patch=patch,
+                width=width,
+                depth=depth,
+                heads=width // head,
+                window=min(spans) if min(spans) < grid else 0,
+                global_blocks=tuple(i for i, span in enumerate(spans) if span == grid),
+                mlp=size[f"{encoder}.blocks.0.mlp.lin1.weight"][0],
+                prompt_width=size[f"{encoder}.neck.0.weight"][0],
+                mask_channels=size["prompt_encoder.mask_downscaling.3.weight"][0],
+                decoder_depth=_count(size, rf"{decoder}\.transformer\.layers\.(\d+)\.mlp\.lin1\.weight"),
+                decoder_mlp=size[f"{decoder}.transformer.layers.0.mlp.lin1.weight"][0],
+                decoder_downsample=query[1] // query[0],
+                masks=size[f"{decoder}.mask_tokens.weight"][0] - 1,
+                score_depth=_count(size, rf"{decoder}\.iou_prediction_head\.layers\.(\d+)\.weight"),
+                score_width=size[f"{decoder}.iou_prediction_head.layers.0.weight"][0],
+            )
+        except KeyError as error:
+            raise ValueError(f"{NO_SAM}: it has no {error.args[0]}") from None
 
 
 def _count(shapes: Mapping[str, tuple], pattern: str) -> int:
@@ -99,7 +92,7 @@ def make_sam(a: Architecture) -> nn.Module:
     Raises:
         ValueError: segment-anything or torchvision cannot be imported.
     """
-    modeling = _modeling()
+    modeling = package().modeling
     norm = partial(nn.LayerNorm, eps=1e-6)
     sam = modeling.Sam(
         modeling.ImageEncoderViT(
@@ -145,16 +138,21 @@ def sam_from(weights: Mapping[str, Tensor]) -> nn.Module:
     try:
         sam.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"is not a Segment Anything checkpoint (vit_h, vit_l, vit_b): {error}") from error
+        raise ValueError(f"{NO_SAM}: {error}") from error
     return sam.requires_grad_(False)
 
 
-def _modeling():
+def package():
+    """segment-anything.
+
+    Raises:
+        ValueError: it or torchvision cannot be imported.
+    """
     try:
-        from segment_anything import modeling
+        import segment_anything
     except (ImportError, RuntimeError, OSError) as error:  # a torchvision of another torch fails in its own ways
         raise ValueError(
             f"SAM needs the packages segment-anything and torchvision, and importing them failed ({error}): "
             "install the pack's requirements.txt, and the torchvision that belongs to this torch"
         ) from error
-    return modeling
+    return segment_anything

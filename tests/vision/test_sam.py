@@ -92,7 +92,7 @@ def test_an_answer_can_be_asked_again(sam):
     assert not torch.equal(again.raw, first.raw)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (31, 100), (128, 90), (7, 64)])
+@pytest.mark.parametrize("size", [(64, 64), (31, 100), (128, 90), (7, 64), (1, 200)])
 def test_pictures_of_any_shape(sam, size):
     got = sam.look(noise(*size))(Prompts(((3, 3),)))
     assert got.masks.shape == (3, *size)
