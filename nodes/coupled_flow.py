@@ -22,7 +22,7 @@ class WeftCoupledEdit(io.ComfyNode):
             description="Makes the edit without an inversion: from the clip itself, by the difference of two prompts "
             "(FlowEdit, with FlowAlign's pull).",
             inputs=[
-                sockets.Model.Input("model", tooltip="A model whose prompts describe a clip; not an instruction model."),
+                sockets.Model.Input("model", tooltip="One whose prompts describe a clip, not an instruction model."),
                 io.Latent.Input("latent", tooltip="The source clip, from Encode Frames."),
                 io.Conditioning.Input("source_prompt", tooltip="Describes the clip as it is."),
                 io.Conditioning.Input(

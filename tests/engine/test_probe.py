@@ -91,9 +91,6 @@ class Shift(Control):
     def attention(self, call, attend):
         return attend(replace(call, q=2 * call.q)) + 0.5
 
-    def feature(self, features):
-        return -features.x if features.block.name == "up_blocks.0" else features.x
-
 
 def test_a_look_happens_under_the_plan_and_before_any_control_of_the_layer_itself(tiny64):
     """The first layer is read as it is, for all that acts there; a later one sees what the plan did before it."""
@@ -133,19 +130,30 @@ def test_passes_that_controls_make_for_themselves_are_not_what_is_read(tiny_imag
     assert_close(got.q, want.q)
 
 
-def test_a_block_is_read_as_the_plan_leaves_it_and_the_network_stops_there(tiny64):
+@dataclass(frozen=True, eq=False)
+class Negate(Control):
+    block: str
+
+    def feature(self, features):
+        return -features.x if features.block.name == self.block else features.x
+
+
+def test_a_block_is_read_under_the_plan_before_any_control_of_its_own_and_the_network_stops_there(tiny64):
     e, names = evaluation(tiny64, rows=(NEGATIVE, POSITIVE)), []
     blocks = [b for b in tiny64.denoiser.blocks if b.kind == "stage"]
     hook = tiny64.denoiser.network.up_blocks[2].register_forward_hook(lambda *_: names.append("up_blocks.2"))
     try:
         with torch.no_grad():
-            plain, changed = (
-                read_feature(tiny64.denoiser.predict, e, plan, blocks[0]) for plan in (PLAIN, PLAIN.then(Shift()))
+            plain, itself, before, attention = (
+                read_feature(tiny64.denoiser.predict, e, EditPlan(controls), blocks[1])
+                for controls in ((), (Negate("up_blocks.1"),), (Negate("up_blocks.0"),), (Shift(),))
             )
     finally:
         hook.remove()
-    assert plain.shape == (2, 3, 16, 3, 5)
+    assert plain.shape == (2, 3, 16, 6, 10)
     assert names == []  # up_blocks.2 was never run
-    assert (plain - changed).abs().max() > 1e-2
-    with pytest.raises(ValueError, match="the model has no block 'up_blocks.9'"):
+    assert_close(itself, plain)
+    assert (before - plain).abs().max() > 1e-2
+    assert (attention - plain).abs().max() > 1e-2
+    with pytest.raises(ValueError, match=r"the model has no block 'up_blocks\.9'"):
         read_feature(tiny64.denoiser.predict, e, PLAIN, Block("up_blocks.9", "stage", 9, 0))
