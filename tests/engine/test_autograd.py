@@ -111,7 +111,7 @@ def test_an_edit_in_inference_mode_is_the_edit_outside_it_bit_for_bit(tiny_folde
 
 def there_and_back(backbone):
     """Moves every weight, as an offload does; their values stay."""
-    for module in (backbone.denoiser.network, backbone.vae, backbone.text_encoder):
+    for module in (backbone.denoiser.network, backbone.codec.vae, backbone.text.encoder):
         nn.Module.to(module, torch.float64)
         nn.Module.to(module, torch.float32)
     return backbone

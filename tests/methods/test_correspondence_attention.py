@@ -4,6 +4,8 @@ from functools import partial
 import pytest
 import torch
 
+from weft.backbones.loading import load_backbone
+from weft.backbones.memory import PlainMemory
 from weft.engine.correspondence import Correspondence
 from weft.engine.edit import edit
 from weft.engine.inversion import invert
@@ -15,7 +17,7 @@ from weft.methods.merging import merge_bipartite, merge_pairs
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.tests.methods.calls import SCALE, SITE, attend, attended, call_of
 from weft.tests.numerics import assert_close
-from weft.tests.tiny import make_latents
+from weft.tests.tiny import COARSE_ONLY, make_folder, make_latents
 
 GRID, FRAMES, K = (4, 5), 4, 2
 
@@ -192,6 +194,25 @@ def test_lists_number_the_tokens_of_the_other_frames():
     assert lists[7, : 2 * K].tolist() == [j * 20 + p for part in want for j, p in part]
 
 
+@pytest.mark.parametrize("frames", [(0, 2, 3), (3, 1)])
+def test_a_call_of_some_frames_looks_at_matches_in_those_alone(frames):
+    """As where another method evaluates a few frames on their own."""
+    table, (q, k, v) = found(), inputs(frames=len(frames))
+    control = CorrespondenceAttention(table, "projected", merge_ratio=0)
+    lists = []
+    for f in frames:
+        matches = table.matches(f)
+        others = [(at, j) for at, j in enumerate(frames) if j != f]
+        lists.append([[(at, p) for at, j in others for p in matches[j, i].tolist()] for i in range(20)])
+    got = control.attention(replace(called(q, k, v), frames=frames), attend)
+    assert_close(got, by_hand(q, k, v, lists))
+
+
+def test_a_call_of_one_frame_has_nowhere_to_look():
+    call = replace(called(*inputs(frames=1)), frames=(2,))
+    assert torch.equal(CorrespondenceAttention(found()).attention(call, attend), attend(call))
+
+
 # ---- in a run -------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +288,17 @@ def test_a_model_without_attention_there_is_refused(run, table):
     coarse = found((1, 2), 3, level=3)
     with pytest.raises(ValueError, match="has no self-attention at the resolution of this correspondence"):
         run(PLAIN.then(CorrespondenceAttention(replace(coarse, model=table.model))))
+
+
+def test_a_model_without_attention_at_its_finest_level_says_which_option_helps(tmp_path):
+    folder = make_folder(tmp_path / "coarse", kind="image", blocks=COARSE_ONLY)
+    backbone = load_backbone(folder, dtype="float32", memory=PlainMemory("cpu"))
+    fine = correspondence(backbone, make_latents(), up_block=3)
+    trajectory = invert(backbone, make_latents(), backbone.text.embed("a red square"), steps=2)
+    with pytest.raises(ValueError, match=r"no self-attention at the resolution of this .* choose levels 'all', or an"):
+        edit(backbone, trajectory, trajectory.prompt, plan=PLAIN.then(CorrespondenceAttention(fine)))
+    plan = PLAIN.then(CorrespondenceAttention(fine, levels="all"))
+    assert edit(backbone, trajectory, trajectory.prompt, plan=plan).isfinite().all()
 
 
 def test_chunks_of_frames_are_refused(run, table):
