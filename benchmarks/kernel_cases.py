@@ -17,6 +17,7 @@ from ..kernels import (
     em_values,
     gather_attention,
     merged_attention,
+    nearest,
     reduce_rows,
     str_loss,
     windowed_topk,
@@ -144,6 +145,18 @@ def merged_case(H, M, L, D, device, dtype, fused: bool) -> Case:
     return Case("merged_attention", f"H={H} queries={M} list={L} D={D}", calls, size_of(x, x) + 4 * M * L, flops)
 
 
+def nearest_case(F, M, N, C, device, dtype, fused: bool) -> Case:
+    """Every frame against its batch's keyframe and the one before, as TokenFlow has it."""
+    here, there = (torch.randn(sets, N, C, device=device).to(dtype) for sets in (F, M))
+    pairs = [(f, m) for f in range(F) for m in {f * M // F, max(0, f * M // F - 1)}]
+    calls = {
+        "eager": lambda: nearest(here, there, pairs, backend="reference"),
+        **forms(lambda backend: nearest(here, there, pairs, backend=backend), fused),
+    }
+    moved = size_of(here, there) + 8 * len(pairs) * N
+    return Case("nearest", f"frames={F} keyframes={M} N={N} C={C}", calls, moved, 2 * len(pairs) * N * N * C)
+
+
 def em_case(rows, T, K, D, device, dtype, fused: bool) -> Case:
     """One E-step and the weighted mean."""
     tokens = torch.nn.functional.normalize(torch.randn(rows, T, D, device=device), dim=-1).to(dtype)
@@ -175,6 +188,7 @@ def papers(device, fused: bool) -> Iterator[Case]:
             yield topk_case(20, 64, 64, D, window, device, half, fused)
     yield gather_case(8, 20 * 4096, 57, 40, device, half, fused)
     yield merged_case(8, 20 * 4096, 57, 40, device, half, fused)
+    yield nearest_case(90, 12, 4096, 320, device, half, fused)
     yield em_case(8, 20 * 4096, 256, 40, device, half, fused)
 
 
@@ -188,4 +202,5 @@ def reduced(device, fused: bool) -> Iterator[Case]:
         yield topk_case(3, 48, 48, 160, window, device, single, fused)
     yield gather_case(4, 4096, 57, 40, device, single, fused)
     yield merged_case(4, 1024, 57, 40, device, single, fused)
+    yield nearest_case(8, 2, 1024, 160, device, single, fused)
     yield em_case(4, 4 * 4096, 256, 40, device, single, fused)

@@ -5,6 +5,7 @@ from .em import em_attention, em_bases, em_step, em_values
 from .gather_attention import gather_attention
 from .lists import Lists
 from .merged_attention import merged_attention
+from .nearest import nearest
 from .str_loss import reduce_rows, str_loss, str_rows, str_score
 from .windowed_topk import windowed_topk
 
@@ -17,6 +18,7 @@ __all__ = [
     "em_values",
     "gather_attention",
     "merged_attention",
+    "nearest",
     "reduce_rows",
     "str_loss",
     "str_rows",
