@@ -1,19 +1,18 @@
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 
 from weft.backbones.loading import load_backbone
 from weft.backbones.memory import PlainMemory
+from weft.benchmarks.measure import Operations
 from weft.engine.correspondence import Correspondence
 from weft.engine.edit import edit
 from weft.engine.inversion import invert
 from weft.engine.plan import PLAIN
 from weft.engine.words import NEGATIVE, POSITIVE
 from weft.methods.correspondence import correspondence
-from weft.methods.correspondence_attention import CorrespondenceAttention, lists_of, merged_attention
-from weft.methods.merging import merge_bipartite, merge_pairs
+from weft.methods.correspondence_attention import CorrespondenceAttention, all_lists, side_by_side
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.tests.methods.calls import SCALE, SITE, attend, attended, call_of
 from weft.tests.numerics import assert_close
@@ -114,41 +113,11 @@ def test_pairs_are_means_over_two_frames_match_by_match(frames):
     assert_close(got, by_hand(q, k, v, pairs(table), halved))
 
 
-@pytest.mark.parametrize(("tokens", "left"), [(57, 29), (27, 14)])
-def test_half_of_a_list_is_merged(tokens, left):
-    """57 tokens: 20 frames and 3 matches; 27: 10 frames."""
-    x, there = torch.randn(2, tokens, 8), torch.ones(2, tokens, dtype=torch.bool)
-    keys, values, there = merge_bipartite(x, x, there, 0.5)
-    assert keys.shape == (2, left, 8)
-    assert values is keys
-    assert there.all()
-
-
-@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.99])
-def test_merging_keeps_what_is_there_and_leaves_padding_out(ratio):
-    """The sum over groups, each times its size, is the sum over the tokens that are there."""
-    tokens = torch.ones(50, 9, 1, dtype=torch.float64)
-    there = torch.rand(50, 9) < 0.5
-    tokens[~there] = 1e6
-    keys = torch.randn(50, 9, 4, dtype=torch.float64)
-    for got in (merge_bipartite(keys, tokens, there, ratio), merge_pairs(keys, tokens, there, 3)):
-        _, values, left = got
-        assert_close(values[left], torch.ones_like(values[left]))
-        assert torch.equal(left.any(-1), there.any(-1))
-
-
 def test_tokens_alike_are_merged_without_a_trace():
     table, (q, k, v) = found(), inputs()
     k, v = (x[:, :1, :, :1].expand_as(x) for x in (k, v))
     got = CorrespondenceAttention(table, "projected").attention(called(q, k, v), attend)
     assert_close(got, v)
-
-
-def test_queries_are_taken_a_few_at_a_time():
-    q, k, v = (x[:, 0] for x in inputs())
-    lists, merge = torch.randint(20, (20, 9)), partial(merge_bipartite, ratio=0.5)
-    whole, one_by_one = (merged_attention(q, k, v, lists, SCALE, merge, budget) for budget in (2**30, 1))
-    assert_close(one_by_one, whole)
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0])
@@ -188,10 +157,44 @@ def test_other_layers_are_left_alone(levels, level, kind):
 
 def test_lists_number_the_tokens_of_the_other_frames():
     table = found()
-    lists = lists_of(table, 1)
-    assert lists.shape == (20, 3 * K)
-    want = [[(0, p) for p in table.matches(1)[0, 7].tolist()], [(2, p) for p in table.matches(1)[2, 7].tolist()]]
-    assert lists[7, : 2 * K].tolist() == [j * 20 + p for part in want for j, p in part]
+    lists = all_lists(table)
+    assert lists.shape == (FRAMES, 20, 3 * K)
+    assert lists.dtype == torch.int32
+    for frame, for_frame in enumerate(pairs(table)):
+        assert lists[frame].tolist() == [[j * 20 + p for j, p in of_one] for of_one in for_frame]
+
+
+@pytest.mark.parametrize("among", [(0, 2, 3), (1,), (0, 1, 2, 3)])
+def test_among_a_few_frames_lists_hold_the_tokens_of_those_numbered_by_position(among):
+    table = found(padding=True)
+    got, whole = all_lists(table, among=among), all_lists(table)
+    assert got.shape == (len(among), 20, (len(among) - 1) * K)
+    for mine, frame in zip(got, among):
+        others = [j for j in range(FRAMES) if j != frame]
+        here = [j for j in among if j != frame]
+        of_all = whole[frame].unflatten(-1, (-1, K))[:, [others.index(j) for j in here]].flatten(1)
+        places = torch.where(of_all < 0, -1, of_all % 20)
+        first = torch.tensor([among.index(j) * 20 for j in here], dtype=torch.int32).repeat_interleave(K)
+        assert torch.equal(mine, torch.where(places < 0, -1, places + first).int())
+
+
+@pytest.mark.parametrize("frames", [2, 3])
+def test_side_by_side_are_the_matches_of_one_rank_in_two_frames(frames):
+    lists = torch.arange(frames * K)[None]
+    want = {2: [[0, 2, 1, 3]], 3: [[0, 2, 1, 3, 4, -1, 5, -1]]}
+    assert side_by_side(lists, K).tolist() == want[frames]
+
+
+@pytest.mark.parametrize("merging", ["bipartite", "pairs"])
+@pytest.mark.parametrize("frames", [3, 20])
+def test_a_call_takes_a_hundred_operations_however_many_frames(frames, merging):
+    """Twenty frames of 20 places took 3,025, for lists made at each call and frames merged one by one."""
+    control = CorrespondenceAttention(found(frames=frames, k=3), "projected", merging=merging)
+    call = called(*inputs(frames=frames))
+    control.attention(call, attend)
+    with Operations() as seen:
+        control.attention(call, attend)
+    assert seen.count <= 100
 
 
 @pytest.mark.parametrize("frames", [(0, 2, 3), (3, 1)])
