@@ -49,7 +49,9 @@ def adapt(
 
     Args:
         fit: is given the model with a fresh adapter, whose output is still that of `backbone`, and the parameters to
-            train, in place. The model goes by the fingerprint of `backbone` as long as it is trained.
+            train, in place, in float32 whatever the network's dtype. The model goes by the fingerprint of `backbone`
+            as long as it is trained.
+        seed: of the fresh adapter; no other random numbers are touched.
         rescue: is given the adapter as it stands if `fit` raises, by an error or a cancel, which then goes on.
 
     Returns:
@@ -58,9 +60,7 @@ def adapt(
     Raises:
         ValueError: a rank under 1, or a model that has an adapter.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        learning = _with_layers(backbone, rank)
+    learning = _with_layers(backbone, rank, seed)
     try:
         result = fit(learning, [p for p in learning.network.parameters() if p.requires_grad])
     except BaseException:
@@ -127,7 +127,7 @@ def load_adapter(path: Path) -> Adapter:
     return Adapter(weights, int(told["weft_rank"]), told["weft_model"], told.get("weft_about", ""))
 
 
-def _with_layers(backbone: Backbone, rank: int) -> Backbone:
+def _with_layers(backbone: Backbone, rank: int, seed: int = 0) -> Backbone:
     """A new model with fresh low-rank layers, the only weights of it that can be trained."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -142,9 +142,27 @@ def _with_layers(backbone: Backbone, rank: int) -> Backbone:
     same = {id(p): nn.Parameter(ordinary(p.detach()), requires_grad=False) for p in backbone.network.parameters()}
     adapted = copy(backbone)
     adapted.network = deepcopy(backbone.network, same)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), adapted.network)
+    with torch.device("meta"):  # peft would draw from everybody's random numbers, and take the network's dtype
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), adapted.network)
+    _start(adapted.network, torch.Generator().manual_seed(seed))
     adapted.memory = backbone.memory.branch(adapted.network)
     return adapted
+
+
+def _start(network: nn.Module, generator: torch.Generator) -> None:
+    """Gives low-rank layers their first weights: A uniform as in `nn.Linear`, B zero (Hu et al., section 4.1).
+
+    In float32: an optimiser's steps are lost in half precision, where AdamW divides by an epsilon that is 0 besides.
+    peft computes the layer in the dtype of these weights, and gives its sum in the network's.
+    """
+    for layer in network.modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        down, up = layer.lora_A["default"], layer.lora_B["default"]
+        for linear in (down, up, down):  # drawn as often as by peft itself, so that a seed keeps its meaning
+            drawn = nn.init.kaiming_uniform_(torch.empty(linear.weight.shape), a=5**0.5, generator=generator)
+            linear.weight = nn.Parameter(drawn.to(layer.get_base_layer().weight.device))
+        nn.init.zeros_(up.weight)
 
 
 def _read(network: nn.Module, rank: int, model: str, about: str) -> Adapter:

@@ -172,7 +172,7 @@ def fit(
     Whenever it ends, also by an error or a cancel, the parameters are those after the last whole step.
 
     Args:
-        parameters: of the network that `backbone.predict` evaluates.
+        parameters: of the network that `backbone.predict` evaluates, in float32 though the network be in less.
         source, edited: [1, H, W, 3] in 0..1, the root pair.
         rate: learning rate of AdamW; InstructPix2Pix was trained with 1e-4.
         drop: how often the text, the picture, and both are left out, each (InstructPix2Pix: 5 %), for guidance.
@@ -185,7 +185,7 @@ def fit(
         ValueError: a model that is not given the source's picture, pictures that are not a pair, an instruction of
             another model or for several frames, numbers that make no sense, or a loss that is no number.
     """
-    _require_trainable(backbone, source, edited, instruction, steps, rate, drop)
+    _require_trainable(backbone, parameters, source, edited, instruction, steps, rate, drop)
     generator = torch.Generator().manual_seed(seed)
     empty, schedule = backbone.embed(""), backbone.schedule(LEVELS)
     pair = torch.cat([ordinary(source), ordinary(edited)]).float()
@@ -223,7 +223,7 @@ def _require_number(loss: float, parameters: Sequence[nn.Parameter], step: int) 
         )
 
 
-def _require_trainable(backbone, source, edited, instruction, steps, rate, drop) -> None:
+def _require_trainable(backbone, parameters, source, edited, instruction, steps, rate, drop) -> None:
     if not backbone.sees_source:
         raise ValueError(
             f"'{backbone.name}' is not given the source's picture and cannot learn from a pair: use an instruction "
@@ -239,6 +239,10 @@ def _require_trainable(backbone, source, edited, instruction, steps, rate, drop)
         )
     if len(instruction.embedding) != 1:
         raise ValueError(f"want one instruction for the pair, got one for each of {len(instruction.embedding)} frames")
+    if small := {p.dtype for p in parameters if p.dtype.itemsize < torch.float32.itemsize}:
+        raise ValueError(
+            f"want parameters in float32, got {', '.join(map(str, small))}: steps as small as {rate:g} are lost there"
+        )
     if steps < 1 or not rate > 0 or not 0 <= drop <= 1 / 3:
         raise ValueError(
             f"want 1 step or more, a rate over 0 and drop in 0..1/3, got steps {steps}, rate {rate}, drop {drop}"

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from weft.backbones.loading import load_backbone
 from weft.backbones.lora import adapt, load_adapter, save_adapter, with_adapter
+from weft.backbones.memory import PlainMemory
 from weft.engine.inversion import add_noise
 from weft.engine.nouns import PLAIN, Control, Evaluation
 from weft.engine.sampling import edit
@@ -144,6 +146,37 @@ def test_the_seed_decides_and_random_numbers_of_others_are_left_alone(tiny_instr
     one, other = (adapt(tiny_instruct, nothing, rank=2)[1].weights for _ in range(2))
     assert torch.equal(torch.rand(3), want)
     assert all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_no_random_numbers_but_its_own_are_touched(tiny_instruct, monkeypatch):
+    """Seeding all of torch would start CUDA's generator anew for everybody, which a CPU's state does not show."""
+    for seeding in ("manual_seed", "seed", "set_rng_state"):
+        monkeypatch.setattr(torch, seeding, lambda *_: pytest.fail("the seed of all of torch was set"))
+    before = torch.get_rng_state()
+    adapt(tiny_instruct, nothing, rank=2, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fresh_weights_are_those_of_a_linear_layer_and_zeros(tiny_instruct):
+    _, adapter, _ = adapt(tiny_instruct, nothing, rank=64)
+    for name, weight in adapter.weights.items():
+        if "lora_B" in name:
+            assert not weight.any()
+        else:
+            bound = weight.shape[1] ** -0.5
+            assert weight.abs().max() <= bound
+            assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_trained_adapter_is_the_same_on_a_model_in_half_precision(tiny_instruct, tiny_instruct_folder, dtype):
+    half = load_backbone(tiny_instruct_folder, dtype=str(dtype)[6:], memory=PlainMemory("cpu"))
+    adapted, adapter, _ = adapt(half, push, rank=2)
+    again = with_adapter(half, adapter)
+    own = {n: p for n, p in again.network.named_parameters() if "lora_" in n}
+    assert all(torch.equal(p, adapter.weights[n]) for n, p in own.items())
+    e = evaluation(half)
+    assert torch.equal(predict(again, e), predict(adapted, e))
 
 
 def test_models_of_comfyui_are_inference_tensors(tiny_instruct):
