@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from weft.backbones.preview import LatentPreview
+from weft.backbones.preview import FEW, LatentPreview, few
 from weft.engine.nouns import Trajectory
 from weft.tests.tiny import make_latents
 
@@ -38,3 +38,26 @@ def test_flat_clips_and_comfyuis_inference_mode_do_no_harm(tiny, trajectory):
     with torch.inference_mode():
         preview = LatentPreview(tiny, flat)
         assert preview(torch.randn(2, 4, 6, 10)).isfinite().all()
+
+
+def test_it_is_fitted_on_a_few_frames_spread_over_the_clip(tiny, trajectory, monkeypatch):
+    """With a decoder whose colors change along the clip: frames from its start alone would miss it."""
+    long = Trajectory(torch.randn(3, 40, 4, 6, 10), trajectory.schedule, trajectory.prompt, "paper")
+    decoded = []
+
+    def decode(latents):
+        decoded.extend(tiny.scale(latents))
+        return torch.full((len(latents), 12, 20, 3), 0.5)
+
+    monkeypatch.setattr(tiny, "decode", decode)
+    LatentPreview(tiny, long)
+    places = [next(i for i, z in enumerate(long.latents[0]) if torch.allclose(z, d)) for d in decoded]
+    assert places == [0, 13, 26, 39]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 7, 1440])
+def test_few_frames_are_the_first_the_last_and_some_between(frames):
+    chosen = few(torch.arange(frames)).tolist()
+    assert len(set(chosen)) == len(chosen) == min(frames, FEW)
+    assert chosen == sorted(chosen)
+    assert (chosen[0], chosen[-1]) == (0, frames - 1)
