@@ -90,9 +90,14 @@ class _Share(Monitor):
 
 def choose(pictures: Tensor, index: int, what: str = "candidates") -> Tensor:
     """[1, H, W, 3] one of the pictures. ValueError if there is no such one."""
-    if not 0 <= index < len(pictures):
-        raise ValueError(f"there are {what} 0 to {len(pictures) - 1}, and no {index}")
+    require_choice(len(pictures), index, what)
     return pictures[index : index + 1]
+
+
+def require_choice(count: int, index: int, what: str = "candidates") -> None:
+    """ValueError if there is no such one among so many. To be asked before they are made."""
+    if not 0 <= index < count:
+        raise ValueError(f"there are {what} 0 to {count - 1}, and no {index}")
 
 
 # ---- pairs ----------------------------------------------------------------------------------------------------------

@@ -114,7 +114,11 @@ class WeftEditCandidates(io.ComfyNode):
         after="",
     ):
         source = adaptation.choose(images, frame, "frames")
-        direction = None if clip is None else clip_direction.direction_of(clip, before, after)  # bad texts fail at once
+        direction = None
+        if clip is None:
+            adaptation.require_choice(count, choice)  # before any is made
+        else:
+            direction = clip_direction.direction_of(clip, before, after)  # bad texts fail at once, too
         found = adaptation.candidates(
             model,
             source,
