@@ -49,8 +49,10 @@ def make_ordinary(module: nn.Module) -> None:
     """
     made: dict[int, Tensor] = {}
     stores = [store for part in module.modules() for store in (part._parameters, part._buffers)]
-    spoiled = [(store, name, t) for store in stores for name, t in store.items() if t is not None and not is_ordinary(t)]
-    for store, name, tensor in spoiled:
+    held = [(store, name, tensor) for store in stores for name, tensor in store.items() if tensor is not None]
+    for store, name, tensor in held:
+        if is_ordinary(tensor):
+            continue
         if id(tensor) not in made:
             copy = ordinary(tensor)
             trained = tensor.requires_grad

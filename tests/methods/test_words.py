@@ -46,15 +46,15 @@ def test_refined_words_keep_their_maps_and_new_ones_the_edits():
     assert set(got.taken.unique().tolist()) == {0, 1}
 
 
-def test_a_shorter_prompt_takes_the_end_of_the_longer(length=6):
-    longer, shorter = (prompt(*text.split(), length=length) for text in ("a cat sits", "a cat"))
+def test_a_shorter_prompt_takes_the_end_of_the_longer():
+    longer, shorter = (prompt(*text.split(), length=6) for text in ("a cat sits", "a cat"))
     assert pairs(refined(longer, shorter)) == {0: 0, 1: 1, 2: 2, 3: 4, 4: 5, 5: 5}
     assert pairs(refined(shorter, longer)) == {0: 0, 1: 1, 2: 2, 4: 3, 5: 4}
     assert refined(shorter, longer).kept.tolist() == [0, 0, 0, 1, 0, 0]
 
 
 def test_a_prompt_without_padding_ends_at_its_last_place():
-    full, short = prompt(*"a b c".split(), length=5), prompt("a", length=5)
+    full, short = prompt("a", "b", "c", length=5), prompt("a", length=5)
     assert pairs(refined(full, short)) == {0: 0, 1: 1, 2: 4, 3: 4, 4: 4}
     assert pairs(refined(short, full)) == {0: 0, 1: 1, 4: 2}
 
