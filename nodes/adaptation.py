@@ -9,6 +9,7 @@ import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
 from ..backbones import lora
+from ..backbones.files import stamp, walk
 from ..methods import adaptation, clip_direction
 from . import sockets
 from .host import NodeMonitor
@@ -20,7 +21,7 @@ FOLDER = "loras"  # of ComfyUI's output, where its own training puts them, and o
 def adapter_files() -> dict[str, Path]:
     """Names as the menu shows them -> files."""
     folders = [Path(folder_paths.get_output_directory(), FOLDER), *map(Path, folder_paths.get_folder_paths(FOLDER))]
-    return {str(p.relative_to(f)): p for f in reversed(folders) for p in sorted(f.glob("**/*.safetensors"))}
+    return {str(p.relative_to(f)): p for f in reversed(folders) for p in walk(f) if p.suffix == ".safetensors"}
 
 
 def keeper(name: str) -> Callable[[lora.Adapter], None]:
@@ -226,8 +227,7 @@ class WeftLoadAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, adapter):
-        file = adapter_files().get(adapter)
-        return file and file.stat().st_mtime
+        return stamp(adapter_files().get(adapter))
 
     @classmethod
     def execute(cls, model, adapter):

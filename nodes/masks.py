@@ -7,6 +7,7 @@ import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
 from ..backbones.detector import load_detector
+from ..backbones.files import stamp, walk
 from ..backbones.memory import ComfyMemory
 from ..backbones.sam import CHECKPOINTS, DTYPES, load_segmenter
 from ..methods.mask.find import find
@@ -35,7 +36,7 @@ def segmenters() -> dict[str, Path]:
         (root, path.parent if path.name == "config.json" else path)
         for key in SAM_FOLDERS
         for root in roots(key)
-        for path in sorted(root.rglob("*"))
+        for path in walk(root)
         if path.name == "config.json" or (path.suffix in CHECKPOINTS and not (path.parent / "config.json").exists())
     ]
     toys = {f"toyworld/{p.parent.name}": p for p in TOYS.glob("sam/sam.safetensors")}
@@ -44,15 +45,14 @@ def segmenters() -> dict[str, Path]:
 
 def detectors() -> dict[str, Path]:
     found = [
-        (root, p.parent) for key in DETECTOR_FOLDERS for root in roots(key) for p in sorted(root.rglob("config.json"))
+        (root, path.parent)
+        for key in DETECTOR_FOLDERS
+        for root in roots(key)
+        for path in walk(root)
+        if path.name == "config.json"
     ]
     toys = {f"toyworld/{p.parent.name}": p.parent for p in TOYS.glob("detector/config.json")}
     return toys | {str(folder.relative_to(root)): folder for root, folder in reversed(found)}
-
-
-def changed(path: Path | None) -> float | None:
-    """When a checkpoint, or a folder's config, was last written."""
-    return path and (path / "config.json" if path.is_dir() else path).stat().st_mtime
 
 
 def chosen(models: dict[str, Path], name: str) -> Path:
@@ -88,7 +88,7 @@ class WeftLoadSAM(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, dtype):
-        return changed(segmenters().get(model))
+        return stamp(segmenters().get(model))
 
     @classmethod
     def execute(cls, model, dtype):
@@ -210,7 +210,7 @@ class WeftTextToBoxes(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, **_):
-        return changed(detectors().get(model))
+        return stamp(detectors().get(model))
 
     @classmethod
     def execute(cls, model, images, text, frames="0", threshold=0.25, top=1):
