@@ -76,7 +76,7 @@ def test_the_fingerprint_is_kept_on_reload_and_lost_with_a_single_weight(folder,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_network_and_text_encoder_take_the_dtype_and_the_vae_stays_exact(tiny_folder, dtype):
+def test_network_and_text_encoder_take_the_dtype_and_on_a_cpu_the_vae_stays_exact(tiny_folder, dtype):
     backbone = load(tiny_folder, dtype=dtype)
     kind = getattr(torch, dtype)
     assert {p.dtype for p in backbone.network.parameters()} == {kind}
@@ -85,6 +85,44 @@ def test_network_and_text_encoder_take_the_dtype_and_the_vae_stays_exact(tiny_fo
     got = output(backbone)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, output(load(tiny_folder)), rtol=0.1, atol=0.15)
+
+
+class Somewhere(PlainMemory):
+    """A device that is no CPU, as far as precision goes."""
+
+    def __init__(self, bfloat16):
+        super().__init__("cpu")
+        self.device, self.bfloat16 = torch.device("meta"), bfloat16
+
+    def has_bfloat16(self):
+        return self.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bfloat16", "upcast", "want"),
+    [
+        ("float32", True, False, torch.float32),
+        ("float16", True, True, torch.bfloat16),
+        ("bfloat16", True, False, torch.bfloat16),
+        ("float16", False, True, torch.float32),
+        ("float16", False, None, torch.float32),
+        ("float16", False, False, torch.float16),
+    ],
+)
+def test_the_vae_takes_the_half_precision_it_bears(folder, tiny, dtype, bfloat16, upcast, want):
+    path = folder / "vae" / "config.json"
+    config = {k: v for k, v in json.loads(path.read_text()).items() if k != "force_upcast"}
+    path.write_text(json.dumps(config if upcast is None else {**config, "force_upcast": upcast}))
+    backbone = load_backbone(folder, dtype=dtype, memory=Somewhere(bfloat16))
+    assert {p.dtype for p in backbone.vae.parameters()} == {want}
+    if dtype == "float32":
+        assert backbone.fingerprint == tiny.fingerprint
+
+
+def test_the_precision_of_the_vae_makes_no_other_model(folder):
+    kinds = [load_backbone(folder, dtype="float16", memory=Somewhere(has)) for has in (True, False)]
+    assert kinds[0].vae.dtype != kinds[1].vae.dtype
+    assert kinds[0].fingerprint == kinds[1].fingerprint == load(folder, dtype="float16").fingerprint
 
 
 def test_auto_asks_who_manages_memory(tiny_folder):
