@@ -50,16 +50,14 @@ class FrameCodec:
             )
         if not parts.all_finite(frames):
             raise ValueError("the frames hold NaN or infinity")
-        with self.memory.resident(self.vae):
-            return parts.encode_frames(self.vae, frames, self.memory.device, self.check)
+        return parts.encode_frames(self.vae, frames, self.memory, self.check)
 
     @plain_torch
     def decode(self, latents: Tensor) -> Tensor:
         self._require_latents(latents)
         if not parts.all_finite(latents):
             raise ValueError("the latents hold NaN or infinity, which would decode to black frames")
-        with self.memory.resident(self.vae):
-            return parts.decode_latents(self.vae, latents, self.memory.device, self.check)
+        return parts.decode_latents(self.vae, latents, self.memory, self.check)
 
     def scale(self, latents: Tensor) -> Tensor:
         self._require_latents(latents)

@@ -34,8 +34,8 @@ def load_backbone(
     """Loads a diffusers folder (the one with `model_index.json`).
 
     Args:
-        dtype: of the network and the text encoder; "auto" asks `memory`. The VAE stays in float32, because half
-            precision turns some VAEs' frames black.
+        dtype: of the network and the text encoder; "auto" asks `memory`. In half precision the VAE takes the half
+            that it bears: see `_vae_dtype`.
         memory: who moves weights; plain torch by default.
         check: cancel point between batches of frames.
 
@@ -78,7 +78,19 @@ def _load_unet(
     codec = FrameCodec(name, vae, memory, check, family.fewest_frames)
     more = {"scaling_factor": vae.config.scaling_factor} if family is UNet2D else {}
     denoiser = family(name, network, codec.layout, scheduler, memory, **more)
+    # Only now: the fingerprint is of its weights as they are in the file.
+    torch.nn.Module.to(vae, _vae_dtype(vae, dtype, memory))
     return Backbone(name, denoiser, codec, ClipText(encoder.to(dtype=dtype), tokenizer, memory))
+
+
+def _vae_dtype(vae, dtype: torch.dtype, memory: Memory) -> torch.dtype:
+    """bfloat16 has the range of float32, so every VAE bears it; in float16 frames turn black but for the VAEs whose
+    config says that they need not be upcast. The CPU has nothing to gain."""
+    if dtype == torch.float32 or memory.device.type == "cpu":
+        return torch.float32
+    if memory.has_bfloat16():
+        return torch.bfloat16
+    return torch.float16 if getattr(vae.config, "force_upcast", True) is False else torch.float32
 
 
 _FAMILIES = {"UNet2DConditionModel": UNet2D, "UNet3DConditionModel": UNet3D}
@@ -173,5 +185,5 @@ def read_json(path: Path, why: str) -> dict:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"no {path.name} in '{path.parent}': {why}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read '{path}': {error}") from error

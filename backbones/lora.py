@@ -49,7 +49,9 @@ def adapt(
 
     Args:
         fit: is given the model with a fresh adapter, whose output is still that of `backbone`, and the parameters to
-            train, in place. The model goes by the fingerprint of `backbone` as long as it is trained.
+            train, in place, in float32 whatever the network's dtype. The model goes by the fingerprint of `backbone`
+            as long as it is trained.
+        seed: of the fresh adapter; no other random numbers are touched.
         rescue: is given the adapter as it stands if `fit` raises, by an error or a cancel, which then goes on.
 
     Returns:
@@ -58,9 +60,7 @@ def adapt(
     Raises:
         ValueError: a rank under 1, or a model that has an adapter.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        learning = _with_layers(backbone, rank)
+    learning = _with_layers(backbone, rank, seed)
     try:
         result = fit(learning, [p for p in learning.denoiser.network.parameters() if p.requires_grad])
     except BaseException:
@@ -127,7 +127,7 @@ def load_adapter(path: Path) -> Adapter:
     return Adapter(weights, int(told["weft_rank"]), told["weft_model"], told.get("weft_about", ""))
 
 
-def _with_layers(backbone: Backbone, rank: int) -> Backbone:
+def _with_layers(backbone: Backbone, rank: int, seed: int = 0) -> Backbone:
     """A new model with fresh low-rank layers, the only weights of it that can be trained."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -139,14 +139,31 @@ def _with_layers(backbone: Backbone, rank: int) -> Backbone:
     if any("lora_" in name for name, _ in backbone.denoiser.network.named_parameters()):
         raise ValueError(f"'{backbone.name}' has an adapter already: start from the model it was made from")
     # Other parameters around the same numbers: when one network is moved, the other stays where it is.
-    same = {
-        id(p): nn.Parameter(ordinary(p.detach()), requires_grad=False) for p in backbone.denoiser.network.parameters()
-    }
+    weights = backbone.denoiser.network.parameters()
+    same = {id(p): nn.Parameter(ordinary(p.detach()), requires_grad=False) for p in weights}
     denoiser = copy(backbone.denoiser)
     denoiser.network = deepcopy(denoiser.network, same)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), denoiser.network)
+    with torch.device("meta"):  # peft would draw from everybody's random numbers, and take the network's dtype
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), denoiser.network)
+    _start(denoiser.network, torch.Generator().manual_seed(seed))
     denoiser.memory = denoiser.memory.branch(denoiser.network)
     return replace(backbone, denoiser=denoiser)
+
+
+def _start(network: nn.Module, generator: torch.Generator) -> None:
+    """Gives low-rank layers their first weights: A uniform as in `nn.Linear`, B zero (Hu et al., section 4.1).
+
+    In float32: an optimiser's steps are lost in half precision, where AdamW divides by an epsilon that is 0 besides.
+    peft computes the layer in the dtype of these weights, and gives its sum in the network's.
+    """
+    for layer in network.modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        down, up = layer.lora_A["default"], layer.lora_B["default"]
+        for linear in (down, up, down):  # drawn as often as by peft itself, so that a seed keeps its meaning
+            drawn = nn.init.kaiming_uniform_(torch.empty(linear.weight.shape), a=5**0.5, generator=generator)
+            linear.weight = nn.Parameter(drawn.to(layer.get_base_layer().weight.device))
+        nn.init.zeros_(up.weight)
 
 
 def _read(network: nn.Module, rank: int, model: str, about: str) -> Adapter:

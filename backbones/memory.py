@@ -17,10 +17,16 @@ class Memory(Protocol):
 
     def default_dtype(self) -> torch.dtype: ...
 
-    def resident(self, module: nn.Module, activations: int = 0) -> contextmanager: ...
+    def has_bfloat16(self) -> bool:
+        """Whether the device computes in bfloat16, and not only stores it."""
+        ...
 
-    def free(self) -> int | None:
-        """Bytes that may still be taken on the device; None where nothing is known to limit it."""
+    def free(self) -> int:
+        """Bytes on the device that a computation may take now. Ask where the modules it needs are resident."""
+        ...
+
+    def resident(self, module: nn.Module, activations: int = 0) -> contextmanager:
+        """While it lasts, the module is on the device, with room for so many bytes beside it."""
         ...
 
     def branch(self, own: nn.Module) -> Memory:
@@ -37,15 +43,25 @@ class PlainMemory:
     def default_dtype(self) -> torch.dtype:
         return torch.float32 if self.device.type == "cpu" else torch.float16
 
+    def has_bfloat16(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        return torch.version.hip is not None or torch.cuda.get_device_capability(self.device)[0] >= 8
+
+    def free(self) -> int:
+        if self.device.type == "cuda":
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            return torch.cuda.mem_get_info(self.device)[0] + unused
+        import psutil
+
+        return psutil.virtual_memory().available
+
     @contextmanager
     def resident(self, module: nn.Module, activations: int = 0) -> Iterator[None]:
         with torch.inference_mode(False), torch.no_grad():
             module.to(self.device)
             make_ordinary(module)
         yield
-
-    def free(self) -> int | None:
-        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
 
     def branch(self, own: nn.Module) -> Memory:
         return self  # it keeps nothing
@@ -68,6 +84,12 @@ class ComfyMemory:
             return torch.float16
         return torch.bfloat16 if self.management.should_use_bf16(self.device) else torch.float32
 
+    def has_bfloat16(self) -> bool:
+        return self.device.type != "cpu" and self.management.should_use_bf16(self.device)
+
+    def free(self) -> int:
+        return int(self.management.get_free_memory(self.device))
+
     @contextmanager
     def resident(self, module: nn.Module, activations: int = 0) -> Iterator[None]:
         patcher = self._patchers.get(id(module))
@@ -77,9 +99,6 @@ class ComfyMemory:
         self.management.load_models_gpu([patcher], memory_required=activations, force_full_load=True)
         make_ordinary(module)
         yield
-
-    def free(self) -> int | None:
-        return int(self.management.get_free_memory(self.device)) if self.device.type != "cpu" else None
 
     def branch(self, own: nn.Module) -> Memory:
         return _Branch(self, own)
@@ -94,7 +113,10 @@ class _Branch:
     def default_dtype(self) -> torch.dtype:
         return self.trunk.default_dtype()
 
-    def free(self) -> int | None:
+    def has_bfloat16(self) -> bool:
+        return self.trunk.has_bfloat16()
+
+    def free(self) -> int:
         return self.trunk.free()
 
     def resident(self, module: nn.Module, activations: int = 0) -> contextmanager:

@@ -1,4 +1,4 @@
-"""Cheap pictures of latents while sampling: a linear map to RGB, fitted once on a frame whose pixels are known."""
+"""Cheap pictures of latents while sampling: a linear map to RGB, fitted once on frames whose pixels are known."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ from ..engine.autograd import plain_torch
 from ..engine.ports import Backbone
 from ..engine.source import Trajectory
 
+FEW = 4  # frames that stand for a clip
+
+
+def few(clip: Tensor, count: int = FEW) -> Tensor:
+    """At most `count` frames of a clip [F, ...], spread from the first to the last."""
+    if len(clip) <= count:
+        return clip
+    return clip[torch.linspace(0, len(clip) - 1, count).round().long().to(clip.device)]
+
 
 class LatentPreview:
     """latents [F, C, h, w] -> frames [F, h, w, 3] in 0..1, good enough to see where an edit goes."""
 
     @plain_torch
     def __init__(self, backbone: Backbone, trajectory: Trajectory):
-        clean = trajectory.at(0)
-        cells = clean[: min(len(clean), 2)]
+        cells = few(trajectory.at(0))
         frames = backbone.codec.decode(backbone.codec.unscale(cells)).movedim(-1, 1)
         colors = F.interpolate(frames, cells.shape[-2:], mode="area")
         x, y = rearrange(cells, "f c h w -> (f h w) c"), rearrange(colors, "f c h w -> (f h w) c")

@@ -43,9 +43,18 @@ def ordinary(tensor: Tensor) -> Tensor:
 
 
 def make_ordinary(module: nn.Module) -> None:
-    """Replaces, in place, the parameters and buffers of `module` that autograd could not save."""
-    for part in module.modules():
-        for store, wrap in ((part._parameters, lambda t: nn.Parameter(t, requires_grad=False)), (part._buffers, None)):
-            for name, tensor in store.items():
-                if tensor is not None and not is_ordinary(tensor):
-                    store[name] = wrap(ordinary(tensor)) if wrap else ordinary(tensor)
+    """Replaces, in place, the parameters and buffers of `module` that autograd could not save.
+
+    What several of its parts share, they share afterwards.
+    """
+    made: dict[int, Tensor] = {}
+    stores = [store for part in module.modules() for store in (part._parameters, part._buffers)]
+    held = [(store, name, tensor) for store in stores for name, tensor in store.items() if tensor is not None]
+    for store, name, tensor in held:
+        if is_ordinary(tensor):
+            continue
+        if id(tensor) not in made:
+            copy = ordinary(tensor)
+            trained = tensor.requires_grad
+            made[id(tensor)] = nn.Parameter(copy, trained) if isinstance(tensor, nn.Parameter) else copy
+        store[name] = made[id(tensor)]

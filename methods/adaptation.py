@@ -89,9 +89,14 @@ class _Share(Monitor):
 
 def choose(pictures: Tensor, index: int, what: str = "candidates") -> Tensor:
     """[1, H, W, 3] one of the pictures. ValueError if there is no such one."""
-    if not 0 <= index < len(pictures):
-        raise ValueError(f"there are {what} 0 to {len(pictures) - 1}, and no {index}")
+    require_choice(len(pictures), index, what)
     return pictures[index : index + 1]
+
+
+def require_choice(count: int, index: int, what: str = "candidates") -> None:
+    """ValueError if there is no such one among so many. To be asked before they are made."""
+    if not 0 <= index < count:
+        raise ValueError(f"there are {what} 0 to {count - 1}, and no {index}")
 
 
 # ---- pairs ----------------------------------------------------------------------------------------------------------
@@ -171,7 +176,7 @@ def fit(
     Whenever it ends, also by an error or a cancel, the parameters are those after the last whole step.
 
     Args:
-        parameters: of the network that `backbone.denoiser` evaluates.
+        parameters: of the network that `backbone.denoiser` evaluates, in float32 though the network be in less.
         source, edited: [1, H, W, 3] in 0..1, the root pair.
         rate: learning rate of AdamW; InstructPix2Pix was trained with 1e-4.
         drop: how often the text, the picture, and both are left out, each (InstructPix2Pix: 5 %), for guidance.
@@ -184,7 +189,7 @@ def fit(
         ValueError: a model that is not given the source's picture, pictures that are not a pair, an instruction of
             another model or for several frames, numbers that make no sense, or a loss that is no number.
     """
-    _require_trainable(backbone, source, edited, instruction, steps, rate, drop)
+    _require_trainable(backbone, parameters, source, edited, instruction, steps, rate, drop)
     generator = torch.Generator().manual_seed(seed)
     denoiser, empty = backbone.denoiser, backbone.text.embed("")
     schedule = denoiser.schedule(LEVELS)
@@ -228,7 +233,7 @@ def _require_number(loss: float, parameters: Sequence[nn.Parameter], step: int) 
         )
 
 
-def _require_trainable(backbone, source, edited, instruction, steps, rate, drop) -> None:
+def _require_trainable(backbone, parameters, source, edited, instruction, steps, rate, drop) -> None:
     if not backbone.denoiser.sees_source:
         raise ValueError(
             f"'{backbone.name}' is not given the source's picture and cannot learn from a pair: use an instruction "
@@ -241,6 +246,10 @@ def _require_trainable(backbone, source, edited, instruction, steps, rate, drop)
     if instruction.frames != 1:
         raise ValueError(f"want one instruction for the pair, got one for each of {instruction.frames} frames")
     backbone.require_prompt(instruction, 1)
+    if small := {p.dtype for p in parameters if p.dtype.itemsize < torch.float32.itemsize}:
+        raise ValueError(
+            f"want parameters in float32, got {', '.join(map(str, small))}: steps as small as {rate:g} are lost there"
+        )
     if steps < 1 or not rate > 0 or not 0 <= drop <= 1 / 3:
         raise ValueError(
             f"want 1 step or more, a rate over 0 and drop in 0..1/3, got steps {steps}, rate {rate}, drop {drop}"

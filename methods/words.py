@@ -56,14 +56,14 @@ def positions(prompt: Prompt, word: str) -> list[int]:
 def refined(source: Prompt, target: Prompt) -> TokenMap:
     """Tokens that both prompts have, in the same order, take the source's map; new ones keep the edit's own.
 
-    What follows the target's last token takes what stands there in the source.
+    The target's end takes the source's, wherever that stands, and the padding after it the source's padding.
     """
     length = _length(source, target)
     taken, kept = torch.zeros(length, length), torch.ones(length)
     ends = [1 + max(at for _, places in words_of(p) for at in places) for p in (source, target)]
     matcher = SequenceMatcher(None, source.tokens[: ends[0]], target.tokens[: ends[1]], autojunk=False)
     pairs = [(b.a + i, b.b + i) for b in matcher.get_matching_blocks() for i in range(b.size)]
-    for i, j in pairs + [(j, j) for j in range(ends[1], length)]:
+    for i, j in pairs + _after(ends, length):
         taken[i, j], kept[j] = 1, 0
     return TokenMap(taken, kept)
 
@@ -89,8 +89,8 @@ def replaced(source: Prompt, target: Prompt) -> TokenMap:
         else:
             taken[torch.tensor(old)[:, None], torch.tensor(new)] = 1 / len(new)
         ends = [old[-1] + 1, new[-1] + 1]
-    for j in range(ends[1], length):  # the padding; where the source has less of it, its last
-        taken[min(ends[0] + j - ends[1], length - 1), j] = 1
+    for i, j in _after(ends, length):
+        taken[i, j] = 1
     return TokenMap(taken, torch.zeros(length))
 
 
@@ -114,6 +114,11 @@ def read_factors(text: str) -> tuple[tuple[str, float], ...]:
         return tuple((word.strip(), float(factor)) for word, factor in pairs)
     except ValueError:
         raise ValueError(f"want words with factors, as in 'square=2, red=0.5', got '{text}'") from None
+
+
+def _after(ends: Sequence[int], length: int) -> list[tuple[int, int]]:
+    """(source, target) positions of the end tokens and the padding; where the source has less of it, its last."""
+    return [(min(ends[0] + j - ends[1], length - 1), j) for j in range(ends[1], length)]
 
 
 def _identity(taken: Tensor, old: Sequence[int], new: Sequence[int]) -> None:

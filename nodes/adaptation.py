@@ -9,6 +9,7 @@ import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
 from ..backbones import lora
+from ..backbones.files import stamp, walk
 from ..measure import clip_direction
 from ..methods import adaptation
 from . import sockets
@@ -21,7 +22,7 @@ FOLDER = "loras"  # of ComfyUI's output, where its own training puts them, and o
 def adapter_files() -> dict[str, Path]:
     """Names as the menu shows them -> files."""
     folders = [Path(folder_paths.get_output_directory(), FOLDER), *map(Path, folder_paths.get_folder_paths(FOLDER))]
-    return {str(p.relative_to(f)): p for f in reversed(folders) for p in sorted(f.glob("**/*.safetensors"))}
+    return {str(p.relative_to(f)): p for f in reversed(folders) for p in walk(f) if p.suffix == ".safetensors"}
 
 
 def keeper(name: str) -> Callable[[lora.Adapter], None]:
@@ -115,7 +116,11 @@ class WeftEditCandidates(io.ComfyNode):
         after="",
     ):
         source = adaptation.choose(images, frame, "frames")
-        direction = None if clip is None else clip_direction.direction_of(clip, before, after)  # bad texts fail at once
+        direction = None
+        if clip is None:
+            adaptation.require_choice(count, choice)  # before any is made
+        else:
+            direction = clip_direction.direction_of(clip, before, after)  # bad texts fail at once, too
         found = adaptation.candidates(
             model,
             source,
@@ -223,8 +228,7 @@ class WeftLoadAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, adapter):
-        file = adapter_files().get(adapter)
-        return file and file.stat().st_mtime
+        return stamp(adapter_files().get(adapter))
 
     @classmethod
     def execute(cls, model, adapter):

@@ -5,10 +5,10 @@ from pathlib import Path
 import folder_paths
 from comfy_api.v0_0_2 import io
 
+from ..backbones.files import stamp, walk
 from ..backbones.memory import ComfyMemory
 from ..vision.clip import is_clip, load_clip
 from . import sockets
-from .files import state_of
 
 NONE = "(none found: put a CLIP folder into models/clip)"
 FOLDERS = "text_encoders"  # ComfyUI's name for models/text_encoders and models/clip
@@ -20,8 +20,8 @@ def clips() -> dict[str, Path]:
     found = [
         (Path(root), path.parent)
         for root in folder_paths.get_folder_paths(FOLDERS)
-        for path in sorted(Path(root).rglob("config.json"))
-        if is_clip(path.parent)
+        for path in walk(Path(root))
+        if path.name == "config.json" and is_clip(path.parent)
     ]
     toys = {f"toyworld/{p.parent.name}": p.parent for p in TOYS.glob("clip/config.json")}
     return toys | {str(folder.relative_to(root)): folder for root, folder in reversed(found)}
@@ -48,7 +48,7 @@ class WeftLoadCLIP(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model):
-        return state_of(clips().get(model))
+        return stamp(clips().get(model))
 
     @classmethod
     def execute(cls, model):

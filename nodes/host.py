@@ -9,6 +9,7 @@ import comfy.utils
 from PIL import Image
 from torch import Tensor
 
+from ..backbones.preview import few
 from ..engine.monitor import Recording
 
 check = comfy.model_management.throw_exception_if_processing_interrupted
@@ -21,7 +22,8 @@ class NodeMonitor(Recording):
     def __init__(self, total: int, pictures: Callable[[Tensor], Tensor] | None = None):
         """
         Args:
-            pictures: latents [F, C, h, w] -> frames [F, h, w, 3] in 0..1, for the live preview.
+            pictures: latents [F, C, h, w] -> frames [F, h, w, 3] in 0..1, for the live preview. It is asked for a
+                few frames of the clip alone.
         """
         super().__init__()
         self.bar, self.pictures = comfy.utils.ProgressBar(total), pictures
@@ -32,14 +34,13 @@ class NodeMonitor(Recording):
     def progress(self, done: int, total: int, preview: Tensor | None = None) -> None:
         picture = None
         if preview is not None and self.pictures is not None:
-            picture = ("JPEG", _strip(self.pictures(preview)), PREVIEW_SIZE)
+            picture = ("JPEG", _strip(self.pictures(few(preview))), PREVIEW_SIZE)
         self.bar.update_absolute(done, total, picture)
         check()
 
 
-def _strip(frames: Tensor, count: int = 4) -> Image.Image:
-    """A few frames side by side, enlarged to be seen."""
-    chosen = frames[:: max(1, len(frames) // count)][:count]
-    picture = Image.fromarray((chosen.movedim(0, 1).flatten(1, 2) * 255).byte().cpu().numpy())
+def _strip(frames: Tensor) -> Image.Image:
+    """Frames side by side, enlarged to be seen."""
+    picture = Image.fromarray((frames.movedim(0, 1).flatten(1, 2) * 255).byte().cpu().numpy())
     grow = max(1, PREVIEW_SIZE // max(picture.size))
     return picture.resize((picture.width * grow, picture.height * grow), Image.Resampling.NEAREST)

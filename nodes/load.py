@@ -5,20 +5,22 @@ from pathlib import Path
 import folder_paths
 from comfy_api.v0_0_2 import io
 
+from ..backbones.files import stamp, walk
 from ..backbones.loading import DTYPES, load_backbone
 from ..backbones.memory import ComfyMemory
 from . import sockets
 from .host import check
 
 NONE = "(none found: put a diffusers folder into models/diffusers)"
+INDEX = "model_index.json"  # what every diffusers folder has
 TOYS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
 
 
 def model_folders() -> dict[str, Path]:
     """Names as the menu shows them -> folders: the toy world's models and every diffusers folder ComfyUI knows of."""
-    toys = {f"toyworld/{p.parent.name}": p.parent for p in sorted(TOYS.glob("*/model_index.json"))}
+    toys = {f"toyworld/{p.parent.name}": p.parent for p in sorted(TOYS.glob(f"*/{INDEX}"))}
     roots = [Path(root) for root in folder_paths.get_folder_paths("diffusers")]
-    found = [(root, p.parent) for root in roots for p in sorted(root.glob("**/model_index.json"))]
+    found = [(root, file.parent) for root in roots for file in walk(root) if file.name == INDEX]
     return toys | {str(folder.relative_to(root)): folder for root, folder in reversed(found)}
 
 
@@ -50,8 +52,7 @@ class WeftLoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, dtype):
-        folder = model_folders().get(model)
-        return folder and (folder / "model_index.json").stat().st_mtime
+        return stamp(model_folders().get(model))
 
     @classmethod
     def execute(cls, model, dtype):

@@ -6,6 +6,7 @@ from typing import get_args
 import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
+from ..backbones.files import stamp, walk
 from ..backbones.memory import ComfyMemory
 from ..vision.detector import load_detector
 from ..vision.find import find
@@ -14,7 +15,6 @@ from ..vision.sam import CHECKPOINTS, DTYPES, load_segmenter
 from ..vision.segment import Choice, segment
 from ..vision.track import WhenLost, track
 from . import sockets
-from .files import state_of
 from .host import NodeMonitor
 
 TOYS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
@@ -36,7 +36,7 @@ def segmenters() -> dict[str, Path]:
         (root, path.parent if path.name == "config.json" else path)
         for key in SAM_FOLDERS
         for root in roots(key)
-        for path in sorted(root.rglob("*"))
+        for path in walk(root)
         if path.name == "config.json" or (path.suffix in CHECKPOINTS and not (path.parent / "config.json").exists())
     ]
     toys = {f"toyworld/{p.parent.name}": p for p in TOYS.glob("sam/sam.safetensors")}
@@ -45,7 +45,11 @@ def segmenters() -> dict[str, Path]:
 
 def detectors() -> dict[str, Path]:
     found = [
-        (root, p.parent) for key in DETECTOR_FOLDERS for root in roots(key) for p in sorted(root.rglob("config.json"))
+        (root, path.parent)
+        for key in DETECTOR_FOLDERS
+        for root in roots(key)
+        for path in walk(root)
+        if path.name == "config.json"
     ]
     toys = {f"toyworld/{p.parent.name}": p.parent for p in TOYS.glob("detector/config.json")}
     return toys | {str(folder.relative_to(root)): folder for root, folder in reversed(found)}
@@ -84,7 +88,7 @@ class WeftLoadSAM(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, dtype):
-        return state_of(segmenters().get(model))
+        return stamp(segmenters().get(model))
 
     @classmethod
     def execute(cls, model, dtype):
@@ -206,7 +210,7 @@ class WeftTextToBoxes(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, **_):
-        return state_of(detectors().get(model))
+        return stamp(detectors().get(model))
 
     @classmethod
     def execute(cls, model, images, text, frames="0", threshold=0.25, top=1):

@@ -1,10 +1,16 @@
+import logging
+import time
+
 import pytest
 import torch
 from torch import nn
 
+from weft.backbones import diffusers_parts as parts
 from weft.backbones.diffusers_parts import embed_text, fingerprint, token_texts
+from weft.backbones.loading import load_backbone
+from weft.backbones.memory import PlainMemory
 from weft.benchmarks.measure import peak_bytes
-from weft.tests.numerics import assert_close
+from weft.tests.numerics import CLOSE, assert_close
 
 
 def module(seed=0):
@@ -43,6 +49,47 @@ def test_half_precision_weights_are_the_same_model_in_float32():
     assert fingerprint(half) != fingerprint(module())
 
 
+LARGE = 3 * parts.BLOCKS * parts.BLOCK  # values, more than are read
+
+
+def large(seed=0):
+    network = nn.Module()
+    weight = torch.randn(LARGE // 512, 512, generator=torch.Generator().manual_seed(seed)) / 20
+    network.weight = nn.Parameter(weight, requires_grad=False)
+    network.bias = nn.Parameter(torch.zeros(512), requires_grad=False)
+    return network
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.add_(1e-4 * torch.randn(w.shape)),
+        lambda w: w.add_(1e-3 * torch.randn(len(w), 1) @ torch.randn(1, w.shape[1])),
+        lambda w: w.mul_(1.001),
+        lambda w: w.copy_(w.flip(0)),
+        lambda w: w[:, :16].add_(1e-3),
+        lambda w: w.view(-1)[:1].add_(1e-3),
+        lambda w: w.view(-1)[-1:].add_(1e-3),
+    ],
+    ids=["fine-tune", "merged LoRA of rank 1", "scaled", "turned over", "a few columns", "first value", "last value"],
+)
+def test_whatever_changes_much_of_a_large_tensor_changes_the_fingerprint(change):
+    changed = large()
+    change(changed.weight.data)
+    assert fingerprint(changed) != fingerprint(large())
+
+
+def test_large_tensors_are_sampled_and_small_ones_read_whole():
+    """14 billion values, all in one place of memory: to read them all takes half a minute."""
+    network, start = nn.Module(), time.monotonic()
+    network.register_buffer("weights", torch.zeros(1).expand(14_000_000_000))
+    fingerprint(network)
+    assert time.monotonic() - start < 5
+    small = large()
+    small.bias[255] += 1e-6
+    assert fingerprint(small) != fingerprint(large())
+
+
 class Encoder(nn.Module):
     def __init__(self, use_attention_mask):
         super().__init__()
@@ -56,7 +103,7 @@ class Encoder(nn.Module):
 @pytest.mark.parametrize("masked", [False, True])
 def test_padding_is_attended_unless_the_config_says_otherwise(tiny, masked):
     encoder = Encoder(masked)
-    embedding = embed_text(tiny.tokenizer, encoder, "a red square", torch.device("cpu"))
+    embedding = embed_text(tiny.text.tokenizer, encoder, "a red square", torch.device("cpu"))
     assert embedding.shape == (1, 16, 1)
     assert embedding.dtype == torch.float32
     if masked:
@@ -66,9 +113,9 @@ def test_padding_is_attended_unless_the_config_says_otherwise(tiny, masked):
 
 
 def test_tokens_of_a_prompt_spell_it_position_by_position(tiny):
-    tokens = token_texts(tiny.tokenizer, "A teal square on a zebra")
+    tokens = token_texts(tiny.text.tokenizer, "A teal square on a zebra")
     assert tokens[:6] == ("", "a ", "teal ", "square ", "on ", "a ")
-    assert len(tokens) == tiny.tokenizer.model_max_length
+    assert len(tokens) == tiny.text.tokenizer.model_max_length
     assert "".join(tokens) == "a teal square on a zebra "
     assert tiny.text.embed("A teal square on a zebra").tokens == tokens
 
@@ -84,7 +131,7 @@ def taken(call):
 def test_the_vae_takes_no_more_memory_for_a_longer_clip(tiny_image, way, inference):
     with torch.inference_mode(inference):
         clip = torch.rand(96, 32, 32, 3) if way == "encode" else torch.randn(96, 4, 16, 16)
-    short, long = (taken(lambda n=n: getattr(tiny_image, way)(clip[:n])) for n in (16, 96))
+    short, long = (taken(lambda n=n: getattr(tiny_image.codec, way)(clip[:n])) for n in (16, 96))
     assert long < 1.01 * short
 
 
@@ -105,3 +152,143 @@ def test_what_is_no_number_is_found_in_the_last_frame(tiny_image, value):
         tiny_image.codec.encode(frames)
     with pytest.raises(ValueError, match="latents hold NaN"):
         tiny_image.codec.decode(latents)
+
+
+# ---- the memory of the VAE ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image(tiny_image_folder):
+    """An image model to be spoiled."""
+    return load_backbone(tiny_image_folder, dtype="float32", memory=PlainMemory("cpu"))
+
+
+def given(way):
+    """What goes in, and the size it is reckoned by."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (11, 12, 20, 3) if way == "encode" else (11, 4, 6, 10)
+    return torch.rand(shape, generator=generator)
+
+
+def reckoned(vae, way, clip):
+    if way == "encode":
+        return parts.encoding_bytes(vae, *clip.shape[1:3])
+    return parts.decoding_bytes(vae, *clip.shape[2:])
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+@pytest.mark.parametrize(("widths", "groups"), [((8, 8), 4), ((16, 32, 48), 4), ((64, 128, 128), 16)])
+def test_the_memory_reckoned_for_a_frame_is_enough_and_not_much_too_much(way, widths, groups):
+    from diffusers import AutoencoderKL
+
+    levels = len(widths)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=widths,
+        layers_per_block=2,
+        norm_num_groups=groups,
+    ).requires_grad_(False)
+    clip = torch.rand(1, 64, 80, 3) if way == "encode" else torch.rand(1, 4, *(n >> levels - 1 for n in (64, 80)))
+    through = getattr(parts, {"encode": "encode_frames", "decode": "decode_latents"}[way])
+    peak = peak_bytes(lambda: through(vae, clip, PlainMemory("cpu"), lambda: None))
+    assert 1 <= reckoned(vae, way, clip) / peak < 3
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_frames_at_once_are_as_many_as_there_is_memory_for(image, way, monkeypatch):
+    clip, seen, asked = given(way), [], []
+    want = getattr(image.codec, way)(clip)
+    each, resident = reckoned(image.codec.vae, way, clip), image.codec.memory.resident
+    monkeypatch.setattr(image.codec.vae, way, watched(getattr(image.codec.vae, way), seen))
+    monkeypatch.setattr(image.codec.memory, "resident", lambda m, n=0: asked.append((m, n)) or resident(m, n))
+    for free, sizes in {100: [8, 3], 3.9: [3, 3, 3, 2], 1.1: [1] * 11, 0: [1] * 11}.items():
+        seen.clear()
+        monkeypatch.setattr(image.codec.memory, "free", lambda free=free: int(free * each))
+        assert_close(getattr(image.codec, way)(clip), want)
+        assert seen == sizes
+    assert asked == [(image.codec.vae, each)] * 4
+
+
+def watched(function, seen, most=100):
+    """Keeps how many frames come at a time; out of memory for more than `most`."""
+
+    def run(x, *args, **options):
+        if len(x) > most:
+            raise torch.OutOfMemoryError("full")
+        seen.append(len(x))
+        return function(x, *args, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+@pytest.mark.parametrize(("most", "sizes"), [(7, [4, 4, 3]), (3, [2, 2, 2, 2, 2, 1]), (1, [1] * 11)])
+def test_a_vae_that_runs_out_of_memory_goes_on_with_half_the_frames(image, way, most, sizes, monkeypatch, caplog):
+    clip, seen = given(way), []
+    want = getattr(image.codec, way)(clip)
+    monkeypatch.setattr(image.codec.vae, way, watched(getattr(image.codec.vae, way), seen, most))
+    with caplog.at_level(logging.WARNING):
+        assert_close(getattr(image.codec, way)(clip), want)
+    assert seen == sizes
+    assert "out of memory: going on with" in caplog.text
+    monkeypatch.setattr(image.codec.vae, way, watched(getattr(image.codec.vae, way), seen, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        getattr(image.codec, way)(clip)
+
+
+def test_sixteen_frames_of_512_fit_beside_the_rest_in_8_gb(monkeypatch):
+    """By reckoning: Zeroscope's network and Stable Diffusion 2's text encoder in half precision, the VAE in float32."""
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+        )
+    weights = sum(p.nbytes for p in vae.parameters())
+    left = 8e9 - 2 * 1.42e9 - 2 * 0.35e9 - weights
+    assert parts.encoding_bytes(vae, 512, 512) < left
+    assert parts.decoding_bytes(vae, 64, 64) < left
+    half = vae.to(torch.bfloat16)
+    assert 3 * parts.decoding_bytes(half, 64, 64) < left
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_vae_in_half_precision_gives_nearly_the_same(image, way, dtype):
+    clip = given(way)
+    want = getattr(image.codec, way)(clip)
+    nn.Module.to(image.codec.vae, dtype)
+    got = getattr(image.codec, way)(clip)
+    assert got.dtype == torch.float32
+    assert image.codec.vae.dtype == dtype
+    error = (got - want).square().mean().sqrt() / want.std()
+    assert 0 < error < CLOSE[dtype][0]
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_a_vae_that_overflows_goes_on_in_float32_for_that_clip(image, way, caplog):
+    clip, dtypes = given(way), []
+    nn.Module.to(image.codec.vae, torch.bfloat16).float()
+    weights = {n: p.clone() for n, p in image.codec.vae.named_parameters()}
+    want = getattr(image.codec, way)(clip)
+    nn.Module.to(image.codec.vae, torch.bfloat16)
+    last = (image.codec.vae.encoder if way == "encode" else image.codec.vae.decoder).conv_out
+
+    def overflow(layer, given, made):
+        dtypes.append(made.dtype)
+        return made if made.dtype == torch.float32 or len(dtypes) == 1 else made + torch.inf
+
+    last.register_forward_hook(overflow)
+    with caplog.at_level(logging.WARNING):
+        got = getattr(image.codec, way)(clip)
+    assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]  # 8 frames, 3 that overflow, the 3 again
+    assert_close(got[8:], want[8:])
+    assert got.isfinite().all()
+    (line,) = caplog.records
+    assert "goes on in float32" in line.getMessage()
+    assert image.codec.vae.dtype == torch.bfloat16
+    assert all(torch.equal(p.float(), weights[n]) for n, p in image.codec.vae.named_parameters())

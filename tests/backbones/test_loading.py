@@ -11,6 +11,7 @@ from weft.backbones.memory import PlainMemory
 from weft.engine.call import Evaluation
 from weft.engine.edit import edit
 from weft.engine.inversion import invert
+from weft.engine.words import POSITIVE
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
@@ -34,7 +35,7 @@ def load(folder, **options):
 def output(backbone):
     prompt = backbone.text.embed("a red square")
     with torch.no_grad():
-        return backbone.denoiser.predict(Evaluation(make_latents()[None], 321, (prompt,), ("positive",)))
+        return backbone.denoiser.predict(Evaluation(make_latents()[None], 321.0, (prompt,), (POSITIVE,)))
 
 
 def weights(folder, part):
@@ -53,38 +54,84 @@ def test_a_folder_loads_as_it_was_saved(tiny_folder, tiny):
     assert set(saved) == set(loaded)
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
     assert (tiny.name, load(str(tiny_folder), name="mine").name) == ("tiny", "mine")
-    for module in (tiny.denoiser.network, tiny.vae, tiny.text_encoder):
+    for module in (tiny.denoiser.network, tiny.codec.vae, tiny.text.encoder):
         assert not module.training
         assert not any(p.requires_grad for p in module.parameters())
 
 
-def test_the_fingerprint_is_kept_on_reload_and_lost_with_a_single_weight(folder, tiny):
-    assert load(folder).fingerprint == tiny.denoiser.fingerprint
-    found = {tiny.denoiser.fingerprint}
-    for part, name in [
-        ("unet", "mid_block.attentions.0.proj_in.weight"),
-        ("vae", "decoder.conv_out.bias"),
-        ("text_encoder", "encoder.layers.1.mlp.fc1.weight"),
-    ]:
+def fingerprints(backbone):
+    return [part.fingerprint for part in (backbone.denoiser, backbone.codec, backbone.text)]
+
+
+def test_fingerprints_are_kept_on_reload_and_each_is_lost_with_a_single_weight_of_its_own(folder, tiny):
+    before = fingerprints(load(folder))
+    assert before == fingerprints(tiny)
+    assert len(set(before)) == 3
+    for place, (part, name) in enumerate(
+        [
+            ("unet", "mid_block.attentions.0.proj_in.weight"),
+            ("vae", "decoder.conv_out.bias"),
+            ("text_encoder", "encoder.layers.1.mlp.fc1.weight"),
+        ]
+    ):
 
         def nudge(tensors, name=name):
             tensors[next(k for k in tensors if k.endswith(name))].view(-1)[-2] += 1e-3
 
         change(weights(folder, part), nudge)
-        found.add(load(folder).fingerprint)
-    assert len(found) == 4
+        after = fingerprints(load(folder))
+        assert [a != b for a, b in zip(after, before)] == [i == place for i in range(3)]
+        before = after
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_network_and_text_encoder_take_the_dtype_and_the_vae_stays_exact(tiny_folder, dtype):
+def test_network_and_text_encoder_take_the_dtype_and_on_a_cpu_the_vae_stays_exact(tiny_folder, dtype):
     backbone = load(tiny_folder, dtype=dtype)
     kind = getattr(torch, dtype)
     assert {p.dtype for p in backbone.denoiser.network.parameters()} == {kind}
-    assert {p.dtype for p in backbone.text_encoder.parameters()} == {kind}
-    assert {p.dtype for p in backbone.vae.parameters()} == {torch.float32}
+    assert {p.dtype for p in backbone.text.encoder.parameters()} == {kind}
+    assert {p.dtype for p in backbone.codec.vae.parameters()} == {torch.float32}
     got = output(backbone)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, output(load(tiny_folder)), rtol=0.1, atol=0.15)
+
+
+class Somewhere(PlainMemory):
+    """A device that is no CPU, as far as precision goes."""
+
+    def __init__(self, bfloat16):
+        super().__init__("cpu")
+        self.device, self.bfloat16 = torch.device("meta"), bfloat16
+
+    def has_bfloat16(self):
+        return self.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bfloat16", "upcast", "want"),
+    [
+        ("float32", True, False, torch.float32),
+        ("float16", True, True, torch.bfloat16),
+        ("bfloat16", True, False, torch.bfloat16),
+        ("float16", False, True, torch.float32),
+        ("float16", False, None, torch.float32),
+        ("float16", False, False, torch.float16),
+    ],
+)
+def test_the_vae_takes_the_half_precision_it_bears(folder, tiny, dtype, bfloat16, upcast, want):
+    path = folder / "vae" / "config.json"
+    config = {k: v for k, v in json.loads(path.read_text()).items() if k != "force_upcast"}
+    path.write_text(json.dumps(config if upcast is None else {**config, "force_upcast": upcast}))
+    backbone = load_backbone(folder, dtype=dtype, memory=Somewhere(bfloat16))
+    assert {p.dtype for p in backbone.codec.vae.parameters()} == {want}
+    if dtype == "float32":
+        assert fingerprints(backbone) == fingerprints(tiny)
+
+
+def test_the_precision_of_the_vae_makes_no_other_model(folder):
+    kinds = [load_backbone(folder, dtype="float16", memory=Somewhere(has)) for has in (True, False)]
+    assert kinds[0].codec.vae.dtype != kinds[1].codec.vae.dtype
+    assert fingerprints(kinds[0]) == fingerprints(kinds[1]) == fingerprints(load(folder, dtype="float16"))
 
 
 def test_auto_asks_who_manages_memory(tiny_folder):
@@ -92,8 +139,8 @@ def test_auto_asks_who_manages_memory(tiny_folder):
         def default_dtype(self):
             return torch.bfloat16
 
-    assert load_backbone(tiny_folder, memory=Half("cpu")).network.dtype == torch.bfloat16
-    assert load(tiny_folder).network.dtype == torch.float32
+    assert load_backbone(tiny_folder, memory=Half("cpu")).denoiser.network.dtype == torch.bfloat16
+    assert load(tiny_folder).denoiser.network.dtype == torch.float32
 
 
 def test_a_folder_with_fp16_files_only(folder, tiny):
@@ -111,7 +158,7 @@ def test_a_folder_with_fp16_files_only(folder, tiny):
 def test_fp16_files_beside_whole_ones_are_passed_over(folder, tiny):
     zeros = {k: torch.zeros_like(v).half() for k, v in load_file(weights(folder, "unet")).items()}
     save_file(zeros, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors", metadata={"format": "pt"})
-    assert load(folder).fingerprint == tiny.denoiser.fingerprint
+    assert load(folder).denoiser.fingerprint == tiny.denoiser.fingerprint
 
 
 def test_bin_files_that_hold_nothing_but_tensors(folder, tiny):
@@ -154,7 +201,7 @@ def test_a_pickle_that_holds_code_is_not_run(folder, tmp_path, part, form):
 def test_code_beside_safetensors_is_not_run_either(folder, tmp_path, tiny):
     for part in WEIGHTS:
         (folder / part / PYTORCH[part]).write_bytes(pickle.dumps(Code(tmp_path / "ran")))
-    assert load(folder).fingerprint == tiny.denoiser.fingerprint
+    assert load(folder).denoiser.fingerprint == tiny.denoiser.fingerprint
     assert not (tmp_path / "ran").exists()
 
 
@@ -285,7 +332,7 @@ def test_the_noise_levels_are_those_the_folder_states(folder):
     backbone = load(folder)
     schedule = backbone.denoiser.schedule(4)
     assert schedule.prediction == "v_prediction"
-    assert schedule.timesteps == (249, 499, 749, 999)
+    assert schedule.timesteps == (249.0, 499.0, 749.0, 999.0)
     assert schedule.signal[-1] == 0
     trajectory = invert(backbone, make_latents(frames=5, size=(4, 7)), backbone.text.embed("a red square"), steps=4)
     assert trajectory.latents.isfinite().all()

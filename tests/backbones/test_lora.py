@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from weft.backbones.loading import load_backbone
 from weft.backbones.lora import adapt, load_adapter, save_adapter, with_adapter
+from weft.backbones.memory import PlainMemory
 from weft.engine.call import Evaluation
 from weft.engine.edit import edit
-from weft.engine.inversion import add_noise
-from weft.engine.plan import PLAIN, Control
+from weft.engine.inversion import add_noise, invert
+from weft.engine.plan import PLAIN, Control, EditPlan
+from weft.engine.words import NEGATIVE, POSITIVE
 from weft.methods.gather_swap import GatherSwap
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
@@ -18,12 +21,12 @@ from weft.tests.tiny import make_latents
 def evaluation(backbone):
     z = torch.stack([make_latents(2, (5, 9), seed) for seed in range(2)])
     prompts = backbone.text.embed("a red square"), backbone.text.embed("make it blue")
-    return Evaluation(z, 501, prompts, ("negative", "positive"), image=make_latents(2, (5, 9), 9))
+    return Evaluation(z, 501.0, prompts, (NEGATIVE, POSITIVE), image=make_latents(2, (5, 9), 9))
 
 
 @torch.no_grad()
 def predict(backbone, e, *controls):
-    return backbone.denoiser.predict(e, controls)
+    return backbone.denoiser.predict(e, EditPlan(controls))
 
 
 def push(backbone, parameters):
@@ -74,13 +77,16 @@ def test_both_share_their_weights_until_one_is_moved(tiny_instruct):
 def test_each_model_has_a_fingerprint_of_its_own(tiny_instruct):
     seen = {tiny_instruct.denoiser.fingerprint}
     for options in ({"rank": 2}, {"rank": 3}, {"rank": 2, "seed": 1}):
-        seen.add(adapt(tiny_instruct, push, **options)[0].fingerprint)
+        seen.add(adapt(tiny_instruct, push, **options)[0].denoiser.fingerprint)
     assert len(seen) == 4
     adapted, *_ = adapt(tiny_instruct, push, rank=2)
     assert adapted.denoiser.fingerprint in seen
-    trajectory = add_noise(tiny_instruct, make_latents(2), tiny_instruct.text.embed(""), steps=2)
+    noised, inverted = (
+        make(tiny_instruct, make_latents(2), tiny_instruct.text.embed(""), steps=2) for make in (add_noise, invert)
+    )
+    edit(adapted, noised, adapted.text.embed("make it blue"))  # noise was put on the clip: any network may start
     with pytest.raises(ValueError, match="inverted with another model than 'tiny-instruct \\+ adapter'"):
-        edit(adapted, trajectory, adapted.text.embed("make it blue"))
+        edit(adapted, inverted, adapted.text.embed("make it blue"))
 
 
 def test_an_adapted_model_edits_and_can_be_controlled(tiny_instruct):
@@ -94,8 +100,8 @@ def test_an_adapted_model_edits_and_can_be_controlled(tiny_instruct):
 
 
 class Through(Control):
-    def attention(self, call, q, k, v, attend):
-        return attend(q, k, v)
+    def attention(self, call, attend):
+        return attend(call)
 
 
 def test_an_adapter_is_the_same_after_it_was_saved(tiny_instruct, tmp_path):
@@ -135,7 +141,8 @@ def test_what_was_learned_before_a_cancel_can_be_kept(tiny_instruct, failure):
     with pytest.raises(failure):
         adapt(tiny_instruct, half, rank=2, rescue=kept.append)
     (adapter,) = kept
-    assert with_adapter(tiny_instruct, adapter).fingerprint == adapt(tiny_instruct, push, rank=2)[0].fingerprint
+    want, *_ = adapt(tiny_instruct, push, rank=2)
+    assert with_adapter(tiny_instruct, adapter).denoiser.fingerprint == want.denoiser.fingerprint
 
 
 def test_the_seed_decides_and_random_numbers_of_others_are_left_alone(tiny_instruct):
@@ -145,6 +152,37 @@ def test_the_seed_decides_and_random_numbers_of_others_are_left_alone(tiny_instr
     one, other = (adapt(tiny_instruct, nothing, rank=2)[1].weights for _ in range(2))
     assert torch.equal(torch.rand(3), want)
     assert all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_no_random_numbers_but_its_own_are_touched(tiny_instruct, monkeypatch):
+    """Seeding all of torch would start CUDA's generator anew for everybody, which a CPU's state does not show."""
+    for seeding in ("manual_seed", "seed", "set_rng_state"):
+        monkeypatch.setattr(torch, seeding, lambda *_: pytest.fail("the seed of all of torch was set"))
+    before = torch.get_rng_state()
+    adapt(tiny_instruct, nothing, rank=2, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fresh_weights_are_those_of_a_linear_layer_and_zeros(tiny_instruct):
+    _, adapter, _ = adapt(tiny_instruct, nothing, rank=64)
+    for name, weight in adapter.weights.items():
+        if "lora_B" in name:
+            assert not weight.any()
+        else:
+            bound = weight.shape[1] ** -0.5
+            assert weight.abs().max() <= bound
+            assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_trained_adapter_is_the_same_on_a_model_in_half_precision(tiny_instruct, tiny_instruct_folder, dtype):
+    half = load_backbone(tiny_instruct_folder, dtype=str(dtype)[6:], memory=PlainMemory("cpu"))
+    adapted, adapter, _ = adapt(half, push, rank=2)
+    again = with_adapter(half, adapter)
+    own = {n: p for n, p in again.denoiser.network.named_parameters() if "lora_" in n}
+    assert all(torch.equal(p, adapter.weights[n]) for n, p in own.items())
+    e = evaluation(half)
+    assert torch.equal(predict(again, e), predict(adapted, e))
 
 
 def test_models_of_comfyui_are_inference_tensors(tiny_instruct):

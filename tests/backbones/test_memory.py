@@ -2,6 +2,7 @@ import gc
 import weakref
 from contextlib import nullcontext
 
+import pytest
 import torch
 from torch import nn
 
@@ -57,3 +58,29 @@ def test_what_an_adapted_model_has_to_itself_goes_with_it_and_the_rest_stays_whe
     gc.collect()
     assert gone() is None
     assert PlainMemory("cpu").branch(shared).device.type == "cpu"
+
+
+def test_free_memory_is_what_the_machine_has_left():
+    import psutil
+
+    assert 0 < PlainMemory("cpu").free() <= psutil.virtual_memory().total
+    assert not PlainMemory("cpu").has_bfloat16()
+
+
+@pytest.mark.parametrize("capability", [7, 8, 9])
+def test_what_torch_keeps_for_later_is_free_too(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    assert PlainMemory("cuda").free() == 130
+    assert PlainMemory("cuda").has_bfloat16() == (capability >= 8)
+
+
+def test_a_branch_asks_its_trunk(monkeypatch):
+    monkeypatch.setattr(memory, "ComfyMemory", Keeps)
+    trunk = PlainMemory("cpu")
+    monkeypatch.setattr(trunk, "free", lambda: 17)
+    monkeypatch.setattr(trunk, "has_bfloat16", lambda: True)
+    branch = memory._Branch(trunk, nn.Linear(2, 3))
+    assert (branch.free(), branch.has_bfloat16()) == (17, True)

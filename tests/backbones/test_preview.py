@@ -1,14 +1,17 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from weft.backbones.preview import LatentPreview
-from weft.engine.source import Trajectory
+from weft.backbones.preview import FEW, LatentPreview, few
+from weft.engine.source import Inverted, Noised
 from weft.tests.tiny import make_latents
 
 
 @pytest.fixture
 def trajectory(tiny):
-    return Trajectory(torch.randn(3, 5, 4, 6, 10), tiny.denoiser.schedule(2), tiny.text.embed("a dog"), "paper")
+    schedule, prompt = tiny.denoiser.schedule(2), tiny.text.embed("a dog")
+    return Inverted(torch.randn(3, 5, 4, 6, 10), schedule, prompt, "paper", tiny.denoiser.fingerprint)
 
 
 def test_a_preview_is_a_small_picture_of_every_frame(tiny, trajectory):
@@ -27,14 +30,44 @@ def test_a_preview_looks_like_what_the_latents_decode_to(tiny, trajectory, monke
         pixels = torch.einsum("fchw,cd->fhwd", tiny.codec.scale(latents), colors) + 0.5
         return pixels.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
-    monkeypatch.setattr(tiny, "decode", decode)
+    monkeypatch.setattr(tiny.codec, "decode", decode)
     z = trajectory.latents[0]
     want = torch.einsum("fchw,cd->fhwd", z, colors) + 0.5
     torch.testing.assert_close(LatentPreview(tiny, trajectory)(z), want.clamp(0, 1), atol=5e-3, rtol=0)
 
 
 def test_flat_clips_and_comfyuis_inference_mode_do_no_harm(tiny, trajectory):
-    flat = Trajectory(torch.zeros(3, 2, 4, 6, 10), trajectory.schedule, trajectory.prompt, "paper")
+    flat = replace(trajectory, latents=torch.zeros(3, 2, 4, 6, 10))
     with torch.inference_mode():
         preview = LatentPreview(tiny, flat)
         assert preview(torch.randn(2, 4, 6, 10)).isfinite().all()
+
+
+def test_it_is_fitted_on_a_few_frames_spread_over_the_clip(tiny, trajectory, monkeypatch):
+    """With a decoder whose colors change along the clip: frames from its start alone would miss it."""
+    long = replace(trajectory, latents=torch.randn(3, 40, 4, 6, 10))
+    decoded = []
+
+    def decode(latents):
+        decoded.extend(tiny.codec.scale(latents))
+        return torch.full((len(latents), 12, 20, 3), 0.5)
+
+    monkeypatch.setattr(tiny.codec, "decode", decode)
+    LatentPreview(tiny, long)
+    places = [next(i for i, z in enumerate(long.latents[0]) if torch.allclose(z, d)) for d in decoded]
+    assert places == [0, 13, 26, 39]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 7, 1440])
+def test_few_frames_are_the_first_the_last_and_some_between(frames):
+    chosen = few(torch.arange(frames)).tolist()
+    assert len(set(chosen)) == len(chosen) == min(frames, FEW)
+    assert chosen == sorted(chosen)
+    assert (chosen[0], chosen[-1]) == (0, frames - 1)
+
+
+def test_a_preview_is_fitted_on_the_clip_without_noise(tiny, trajectory):
+    """So a clip that noise was put on has that of the same clip inverted."""
+    z = trajectory.at(0)
+    noised = Noised(z, torch.randn(z.shape), trajectory.schedule, trajectory.prompt)
+    assert torch.equal(LatentPreview(tiny, noised)(z), LatentPreview(tiny, trajectory)(z))

@@ -32,11 +32,16 @@ def comfyui():
 
 
 @pytest.fixture(scope="session")
-def server(comfyui, tmp_path_factory, tiny_folder, tiny_instruct_folder):
+def base(tmp_path_factory):
+    """The server's folder for models, input and output."""
+    return tmp_path_factory.mktemp("comfyui")
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, base, tiny_folder, tiny_instruct_folder):
     """ComfyUI with this pack and, in models/diffusers, `tiny` and models that differ from it."""
-    base = tmp_path_factory.mktemp("comfyui")
     models = base / "models" / "diffusers"
-    for name in ("tiny", "twin", "pickled", "truncated"):
+    for name in ("tiny", "twin", "replaced", "pickled", "truncated"):
         shutil.copytree(tiny_folder, models / name)
     for name in ("instruct", "instruct-twin"):
         shutil.copytree(tiny_instruct_folder, models / name)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from weft.tests.comfy.conftest import FRAMES, HEIGHT, WIDTH
+from weft.tests.comfy.conftest import FRAMES, HEIGHT, WIDTH, change_weights
 from weft.tests.comfy.graphs import CLIP, PLAN_AND_AFTER, node, plain, str_match
 
 pytestmark = pytest.mark.comfy
@@ -28,6 +28,16 @@ def test_twice_gives_the_same_bits(editor, clips):
 def test_a_rerun_computes_nothing(editor):
     editor(str_match())
     assert editor(str_match()).ran == set()
+
+
+def test_replaced_weights_are_loaded_anew(editor, base):
+    """The index is as it was; one number of the network is another."""
+    before = editor(str_match(model="replaced"))
+    assert editor(str_match(model="replaced")).ran == set()
+    change_weights(base / "models" / "diffusers" / "replaced" / "unet")
+    after = editor(str_match(model="replaced"))
+    assert "model" in after.ran
+    assert after.bits != before.bits
 
 
 def test_a_change_of_strength_reruns_plan_and_sampler_alone(editor):

@@ -121,6 +121,14 @@ def test_a_cancelled_training_keeps_what_it_had_and_leaves_the_model_alone(edito
     assert editor(rewired(graph, ["load", 0])).bits != before.bits
 
 
+def test_a_choice_that_cannot_be_is_refused_before_the_candidates_are_made(editor):
+    graph, worked = adapted(), []
+    graph["candidates"]["inputs"]["choice"] = 2
+    with pytest.raises(WorkflowError, match="there are candidates 0 to 1, and no 2"):
+        editor(graph, lambda kind, data: worked.append(data["node"]) if kind == "progress" else None)
+    assert "candidates" not in worked
+
+
 def test_what_does_not_fit_is_said(editor):
     refused(editor, via(group_size=5), "WeftEditSampler", "want a group of 1 to 4 frames", "got 5")
     refused(editor, via(budget_gb=0.0), "keys and values of the group take", "use a smaller group")

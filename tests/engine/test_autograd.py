@@ -78,6 +78,26 @@ def test_make_ordinary_repairs_weights_and_buffers_in_place():
     assert x.grad.any()
 
 
+@pytest.mark.parametrize("moved", [False, True], ids=["made", "moved"])
+def test_weights_that_are_shared_stay_shared(moved):
+    with torch.inference_mode(not moved):
+        module = nn.ModuleDict({"read": nn.Embedding(5, 3), "write": nn.Linear(3, 5), "norm": nn.BatchNorm1d(3)})
+        module["write"].weight = module["read"].weight
+        module["norm"].register_buffer("again", module["norm"].running_mean)
+    if moved:
+        with torch.inference_mode():
+            module.double()
+            module["write"].weight = module["read"].weight  # torch moves each name by itself
+            module["norm"].again = module["norm"].running_mean
+    names = set(module.state_dict())
+    make_ordinary(module)
+    assert is_ordinary(module["read"].weight)
+    assert module["write"].weight is module["read"].weight
+    assert module["norm"].again is module["norm"].running_mean
+    assert len(list(module.parameters())) == 4
+    assert set(module.state_dict()) == names
+
+
 def whole_edit(backbone, frames):
     """Everything a workflow does, and every picture and number that comes out of it."""
     mask = torch.zeros(1, *frames.shape[1:3])

@@ -40,9 +40,23 @@ def pairs(token_map):
 def test_refined_words_keep_their_maps_and_new_ones_the_edits():
     target = prompt("a", "big", "blue", "sq-", "uare", "here")
     got = refined(SOURCE, target)
-    assert pairs(got) == {0: 0, 1: 1, 4: 3, 5: 4, 6: 5, 7: 7, 8: 8}
+    # The end token, at 6 in the source and 7 here, says what the whole prompt says: its map belongs to its like.
+    assert pairs(got) == {0: 0, 1: 1, 4: 3, 5: 4, 6: 5, 7: 6, 8: 7}
     assert got.kept.tolist() == [0, 0, 1, 1, 0, 0, 0, 0, 0]
     assert set(got.taken.unique().tolist()) == {0, 1}
+
+
+def test_a_shorter_prompt_takes_the_end_of_the_longer():
+    longer, shorter = (prompt(*text.split(), length=6) for text in ("a cat sits", "a cat"))
+    assert pairs(refined(longer, shorter)) == {0: 0, 1: 1, 2: 2, 3: 4, 4: 5, 5: 5}
+    assert pairs(refined(shorter, longer)) == {0: 0, 1: 1, 2: 2, 4: 3, 5: 4}
+    assert refined(shorter, longer).kept.tolist() == [0, 0, 0, 1, 0, 0]
+
+
+def test_a_prompt_without_padding_ends_at_its_last_place():
+    full, short = prompt("a", "b", "c", length=5), prompt("a", length=5)
+    assert pairs(refined(full, short)) == {0: 0, 1: 1, 2: 4, 3: 4, 4: 4}
+    assert pairs(refined(short, full)) == {0: 0, 1: 1, 4: 2}
 
 
 def test_the_same_prompt_takes_everything():
