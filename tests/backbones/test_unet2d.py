@@ -208,4 +208,4 @@ def test_memory_is_reckoned_by_rows_frames_and_cells(tiny_image, tiny_image64):
     assert tiny_image.denoiser.bytes(3, 5, (6, 10)) == 4 * cell * 3 * 5 * 60
     assert tiny_image64.denoiser.bytes(1, 1, (1, 1)) == 8 * cell  # by the network's own precision
     assert tiny_image.denoiser.bytes(2, 1, (3, 1), grad=True) == 8 * tiny_image.denoiser.bytes(2, 1, (3, 1))
-    assert tiny_image.denoiser.free() is None  # nothing limits main memory
+    assert tiny_image.denoiser.free() > 0

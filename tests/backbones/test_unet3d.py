@@ -203,7 +203,8 @@ def test_room_is_asked_for_what_a_session_reserves(tiny, monkeypatch):
         assert torch.equal(got, tiny.denoiser.predict(e))
     tiny.codec.decode(tiny.codec.encode(torch.rand(2, 4, 4, 3)))
     vae = tiny.codec.vae
-    assert asked == [(tiny.text.encoder, 0), (tiny.denoiser.network, 12345), (vae, 0), (vae, 0)]
+    a_frame = parts.encoding_bytes(vae, 4, 4), parts.decoding_bytes(vae, 2, 2)
+    assert asked == [(tiny.text.encoder, 0), (tiny.denoiser.network, 12345), *((vae, bytes) for bytes in a_frame)]
 
 
 def test_a_session_hands_on_what_its_body_returns_or_raises(tiny):

@@ -176,22 +176,23 @@ def test_text_and_picture_are_left_out_as_often_as_told(tiny_instruct, monkeypat
 def test_a_network_in_half_precision_learns_as_one_in_float32(tiny_instruct, tiny_instruct_folder, dtype):
     half = load_backbone(tiny_instruct_folder, dtype=dtype, memory=PlainMemory("cpu"))
     training = partial(fit, source=picture(0), edited=picture(1), steps=6, drop=0.0, rate=1e-3)
-    learned = {}
+    learned = []
     for backbone in (tiny_instruct, half):
-        instruction = backbone.embed("make it blue")
+        instruction = backbone.text.embed("make it blue")
         adapted, adapter, losses = adapt(backbone, partial(training, instruction=instruction), rank=2)
         assert all(math.isfinite(loss) for loss in losses)
-        assert adapted.network.dtype == backbone.network.dtype
-        assert {p.dtype for n, p in adapted.network.named_parameters() if "lora_" in n} == {torch.float32}
-        learned[backbone] = torch.cat([w.flatten() for n, w in sorted(adapter.weights.items()) if "lora_B" in n])
-    want, got = learned[tiny_instruct], learned[half]
+        network = adapted.denoiser.network
+        assert network.dtype == backbone.denoiser.network.dtype
+        assert {p.dtype for n, p in network.named_parameters() if "lora_" in n} == {torch.float32}
+        learned.append(torch.cat([w.flatten() for n, w in sorted(adapter.weights.items()) if "lora_B" in n]))
+    want, got = learned
     assert torch.nn.functional.cosine_similarity(got, want, dim=0) > 0.8  # AdamW's steps have the size of the rate
 
 
 def test_parameters_that_would_lose_the_steps_are_refused(tiny_instruct):
     lossy = [torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))]
     with pytest.raises(ValueError, match=r"want parameters in float32, got torch\.bfloat16: steps as small as 0\.0001"):
-        fit(tiny_instruct, lossy, picture(), picture(1), tiny_instruct.embed("x"))
+        fit(tiny_instruct, lossy, picture(), picture(1), tiny_instruct.text.embed("x"))
 
 
 def test_a_cancel_keeps_the_last_whole_step(tiny_instruct):

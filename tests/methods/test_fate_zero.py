@@ -257,7 +257,7 @@ def test_every_number_changes_the_edit(run, numbers):
 def test_chunks_of_frames_change_nothing_where_frames_attend_to_themselves(run):
     plan = PLAIN.then(FateZero(words=("square",), key_frames="own"))
     assert_close(run(plan, chunk_frames=2), run(plan))
-    with pytest.raises(ValueError, match="Fate Zero looks at all 3 frames together"):
+    with pytest.raises(ValueError, match="FateZero looks at all 3 frames together"):
         run(PLAIN.then(FateZero()), chunk_frames=2)
 
 
