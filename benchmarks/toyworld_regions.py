@@ -146,14 +146,14 @@ def table() -> str:
 HEADER = """# Two edits at once on the toy world
 
 {clips} held-out clips (seeds {seed} and up, one each): the sprite changes color, shape or both as in the other tables,
-and the background its color. Model `toyworld/video` in float32 on a CPU, {steps} noise levels, guidance 4, empty negative
-prompt, {date}, commit {commit}. Commands: `python -m weft.benchmarks.toyworld_regions run`, then `table`. PSNR in dB;
-each cell is a mean [95 % bootstrap interval of the mean over clips]. CPU seconds with encoding, inversion where there is
-one, and decoding; a clip's settings are made one after the other by one process.
+and the background its color. Model `toyworld/video` in float32 on a CPU, {steps} noise levels, guidance 4, empty
+negative prompt, {date}, commit {commit}. Commands: `python -m weft.benchmarks.toyworld_regions run`, then `table`. PSNR
+in dB; each cell is a mean [95 % bootstrap interval of the mean over clips]. CPU seconds with encoding, inversion where
+there is one, and decoding; a clip's settings are made one after the other by one process.
 
-Two runs: the sprite inside a mask of the old and the new one, then, from the first run's frames, all but the new sprite.
-One run: the same first mask with a prompt of both changes, as both are seen in it, and the rest with a prompt of the new
-background alone. One prompt: both changes in words, no regions.
+Two runs: the sprite inside a mask of the old and the new one, then, from the first run's frames, all but the new
+sprite. One run: the same first mask with a prompt of both changes, as both are seen in it, and the rest with a prompt
+of the new background alone. One prompt: both changes in words, no regions.
 """
 
 
