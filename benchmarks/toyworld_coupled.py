@@ -142,9 +142,9 @@ HEADER = """# Editing without inversion on the toy world
 
 {clips} held-out edits (seeds {seed} and up, one each; a third change color, a third shape, a third both; `n` says where
 there are fewer), model `toyworld/video` (predicts v) in float32 on a CPU, {steps} noise levels, guidance 4 and an empty
-negative prompt but where said, {date}, commit {commit}. Commands: `python -m weft.benchmarks.toyworld_coupled run`, then
-`table`. PSNR in dB; each cell is a mean [95 % bootstrap interval of the mean over clips]. CPU seconds of one edit with
-its inversion, where it has one, and decoding, in one thread on a machine with other work.
+negative prompt but where said, {date}, commit {commit}. Commands: `python -m weft.benchmarks.toyworld_coupled run`,
+then `table`. PSNR in dB; each cell is a mean [95 % bootstrap interval of the mean over clips]. CPU seconds of one edit
+with its inversion, where it has one, and decoding, in one thread on a machine with other work.
 
 "Coupled" is FlowEdit's loop (Coupled Edit), with 0.7 of the levels and no guidance of the source, chosen on clips that
 are not among these. The mask is the exact one. "FlowAlign's numbers": all levels, the source's prompt as negative,
