@@ -22,6 +22,7 @@ FRAMES_AT_ONCE = 8  # through the VAE at most: more are no faster, and their mem
 # for encoding and 4.3 for decoding with Stable Diffusion's layout, whatever its widths; the rest is room for what
 # convolutions need to work, as much as ComfyUI allows (1767 and 2178 numbers a pixel for widths 128 and 256).
 ENCODING_PLANES, DECODING_PLANES = 14.0, 8.6
+UNKNOWN = 2e9  # bytes to take where nobody knows what is free, as in main memory, which hardly gains by more frames
 BLOCKS, BLOCK = 2048, 64  # of a large tensor, what a fingerprint reads
 END_OF_WORD = "</w>"  # as CLIP's tokenizer writes it
 ACTIVATION_BYTES = 10_486  # a latent cell and byte of precision: what ComfyUI reckons for Stable Diffusion's UNet
@@ -97,8 +98,9 @@ def _frames_through(vae: nn.Module, function, clip: Tensor, bytes_a_frame: int, 
             check()
             return careful(part)
 
-        fitting = max(1, memory.free() // bytes_a_frame)
-        return run_in_parts(run, clip, min(FRAMES_AT_ONCE, fitting))
+        free = memory.free()
+        fitting = int((UNKNOWN if free is None else free) // bytes_a_frame)
+        return run_in_parts(run, clip, max(1, min(FRAMES_AT_ONCE, fitting)))
 
 
 @contextmanager

@@ -1,49 +1,38 @@
-"""What the diffusers models have in common: a 2-D VAE, a text encoder and a UNet that controls can be tapped into."""
+"""What the UNets of diffusers have in common as a `Denoiser`: sites, blocks, a schedule, and who moves the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..engine.autograd import plain_torch
-from ..engine.nouns import Block, Prompt, Site
+from ..engine.call import Evaluation
+from ..engine.plan import PLAIN, EditPlan
+from ..engine.ports import Predict
 from ..engine.schedule import Schedule
+from ..engine.words import Block, Layout, Prompt, Site
 from . import diffusers_parts as parts
 from .memory import Memory
-from .protocol import Part
 from .unet_layers import attention_sites, decoder_blocks
+
+T = TypeVar("T")
+GRADIENT_WORTH = 8  # a pass with gradients keeps what a pass without drops; modelled, not measured
 
 
 class DiffusersUNet:
-    """A `Backbone` but for `predict`, which each family adds. Latents on a wire: [F, C, h, w]."""
+    """See `Denoiser`. Each family adds `predict`."""
 
     framewise = False
     sees_source = False
     fewest_frames = 2
 
-    def __init__(
-        self,
-        name: str,
-        network: nn.Module,
-        vae: nn.Module,
-        text_encoder: nn.Module,
-        tokenizer,
-        scheduler_config: dict,
-        memory: Memory,
-        check: Callable[[], None] = lambda: None,
-    ):
-        """
-        Args:
-            check: cancel point, called between batches of frames in `encode` and `decode`.
-        """
-        self.name, self.memory, self.check = name, memory, check
-        self.network, self.vae, self.text_encoder, self.tokenizer = network, vae, text_encoder, tokenizer
+    def __init__(self, name: str, network: nn.Module, layout: Layout, scheduler_config: dict, memory: Memory):
+        self.name, self.network, self.layout, self.memory = name, network, layout, memory
         self.scheduler_config = scheduler_config
-        self.fingerprint = parts.fingerprint(network, vae, text_encoder)
-        self.pixels_per_cell = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.fingerprint = parts.fingerprint(network)
 
     @property
     def device(self) -> torch.device:
@@ -61,68 +50,33 @@ class DiffusersUNet:
     def blocks(self) -> tuple[Block, ...]:
         return decoder_blocks(self.network)
 
-    # ---- pictures, latents, text ------------------------------------------------------------------------------------
+    def grid(self, place: Site | Block, shape: Sequence[int]) -> tuple[int, int, int]:
+        """A UNet halves the latent at each level, rounding up."""
+        frames, _, h, w = shape[-4:]
+        return frames, -(-h // 2**place.level), -(-w // 2**place.level)
 
-    @plain_torch
-    def encode(self, frames: Tensor) -> Tensor:
-        if frames.ndim != 4 or frames.shape[-1] != 3:
-            raise ValueError(f"want frames [F, H, W, 3], got {list(frames.shape)}")
-        f, height, width, _ = frames.shape
-        self._require_frames(f)
-        if height % self.pixels_per_cell or width % self.pixels_per_cell:
-            m = self.pixels_per_cell
-            raise ValueError(
-                f"frames are {width}x{height}, and '{self.name}' wants width and height divisible by {m}: "
-                f"scale or crop to {width // m * m}x{height // m * m}"
-            )
-        if not parts.all_finite(frames):
-            raise ValueError("the frames hold NaN or infinity")
-        return parts.encode_frames(self.vae, frames, self.memory, self.check)
+    def bytes(self, rows: int, frames: int, size: tuple[int, int], grad: bool = False) -> int:
+        cells = rows * frames * size[0] * size[1] * (GRADIENT_WORTH if grad else 1)
+        return cells * parts.ACTIVATION_BYTES * self.network.dtype.itemsize
 
-    @plain_torch
-    def decode(self, latents: Tensor) -> Tensor:
-        self._require_latents(latents)
-        if not parts.all_finite(latents):
-            raise ValueError("the latents hold NaN or infinity, which would decode to black frames")
-        return parts.decode_latents(self.vae, latents, self.memory, self.check)
-
-    def scale(self, latents: Tensor) -> Tensor:
-        self._require_latents(latents)
-        return latents * self.vae.config.scaling_factor
-
-    def unscale(self, latents: Tensor) -> Tensor:
-        return latents.cpu() / self.vae.config.scaling_factor
-
-    def _require_latents(self, latents: Tensor) -> None:
-        if latents.ndim != 4 or latents.shape[1] != self.channels:
-            raise ValueError(
-                f"'{self.name}' wants latents [F, {self.channels}, h, w], got {list(latents.shape)}: "
-                "encode the frames with this model's VAE"
-            )
-        self._require_frames(len(latents))
-
-    def _require_frames(self, frames: int) -> None:
-        if frames < self.fewest_frames:
-            least = "1 frame" if self.fewest_frames == 1 else f"{self.fewest_frames} frames"
-            raise ValueError(
-                f"want a clip of at least {least}, got {frames}: is this a picture, or an unreadable video?"
-            )
-
-    @plain_torch
-    def embed(self, text: str) -> Prompt:
-        with self.resident("text_encoder"):
-            embedding = parts.embed_text(self.tokenizer, self.text_encoder, text, self.device).cpu()
-        return Prompt(embedding, text, self.fingerprint, parts.token_texts(self.tokenizer, text))
-
-    # ---- the network ------------------------------------------------------------------------------------------------
+    def free(self) -> int | None:
+        return self.memory.free()
 
     def schedule(self, steps: int) -> Schedule:
         return parts.make_schedule(self.scheduler_config, steps)
 
-    def _grids(self, latents: Tensor) -> dict[int, tuple[int, int, int]]:
-        _, frames, _, h, w = latents.shape
-        return {k: (frames, -(-h // 2**k), -(-w // 2**k)) for k in range(len(self.network.down_blocks))}
+    def session(
+        self,
+        prompts: Sequence[Prompt],
+        latents: Tensor,
+        schedule: Schedule,
+        body: Callable[[Predict], T],
+        *,
+        reserve: int = 0,
+    ) -> T:
+        with self.memory.resident(self.network, reserve):
+            return body(self.predict)
 
-    def resident(self, part: Part, cells: int = 0):
-        module = {"network": self.network, "vae": self.vae, "text_encoder": self.text_encoder}[part]
-        return self.memory.resident(module, cells * parts.ACTIVATION_BYTES * module.dtype.itemsize)
+    def predict(self, evaluation: Evaluation, plan: EditPlan = PLAIN) -> Tensor:
+        """See `Predict`."""
+        raise TypeError(f"{type(self).__name__} is no family: use one that has `predict`")

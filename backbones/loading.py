@@ -9,11 +9,13 @@ from typing import Literal
 
 import torch
 
+from ..engine.ports import Backbone
+from .codec import FrameCodec
 from .diffusers_unet import DiffusersUNet
 from .memory import Memory, PlainMemory
-from .protocol import Backbone
-from .unet2d import UNet2DBackbone
-from .unet3d import UNet3DBackbone
+from .text import ClipText
+from .unet2d import UNet2D
+from .unet3d import UNet3D
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -73,10 +75,12 @@ def _load_unet(
     encoder = frozen_module(transformers, classes["text_encoder"], folder / "text_encoder")
     tokenizer = loaded(folder / "tokenizer", transformers, classes["tokenizer"])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "it states the noise levels")
-    backbone = family(name, network, vae, encoder.to(dtype=dtype), tokenizer, scheduler, memory, check)
+    codec = FrameCodec(name, vae, memory, check, family.fewest_frames)
     # Only now: the fingerprint is of its weights as they are in the file.
     torch.nn.Module.to(vae, _vae_dtype(vae, dtype, memory))
-    return backbone
+    more = {"scaling_factor": vae.config.scaling_factor} if family is UNet2D else {}
+    denoiser = family(name, network, codec.layout, scheduler, memory, **more)
+    return Backbone(name, denoiser, codec, ClipText(encoder.to(dtype=dtype), tokenizer, memory))
 
 
 def _vae_dtype(vae, dtype: torch.dtype, memory: Memory) -> torch.dtype:
@@ -89,7 +93,7 @@ def _vae_dtype(vae, dtype: torch.dtype, memory: Memory) -> torch.dtype:
     return torch.float16 if getattr(vae.config, "force_upcast", True) is False else torch.float32
 
 
-_FAMILIES = {"UNet2DConditionModel": UNet2DBackbone, "UNet3DConditionModel": UNet3DBackbone}
+_FAMILIES = {"UNet2DConditionModel": UNet2D, "UNet3DConditionModel": UNet3D}
 
 
 def _require_known(network, vae, name: str) -> None:

@@ -2,7 +2,7 @@
 
 Its network is a copy of the modules around the very same weights, with low-rank layers beside the projections of
 attention. So it takes hardly more memory, and nothing of the model it came from changes. It has a fingerprint of its
-own: prompts and trajectories of the one are not taken for those of the other.
+own: an inversion by the one is not taken for one by the other. Prompts serve both, as they share the text encoder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.autograd import ordinary, plain_torch
-from .protocol import Backbone
+from ..engine.ports import Backbone
 
 T = TypeVar("T")
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of every attention layer
@@ -62,12 +62,12 @@ def adapt(
     """
     learning = _with_layers(backbone, rank, seed)
     try:
-        result = fit(learning, [p for p in learning.network.parameters() if p.requires_grad])
+        result = fit(learning, [p for p in learning.denoiser.network.parameters() if p.requires_grad])
     except BaseException:
         if rescue is not None:
-            rescue(_read(learning.network, rank, backbone.fingerprint, about))
+            rescue(_read(learning.denoiser.network, rank, backbone.denoiser.fingerprint, about))
         raise
-    adapter = _read(learning.network, rank, backbone.fingerprint, about)
+    adapter = _read(learning.denoiser.network, rank, backbone.denoiser.fingerprint, about)
     return _finished(learning, adapter), adapter, result
 
 
@@ -78,13 +78,13 @@ def with_adapter(backbone: Backbone, adapter: Adapter) -> Backbone:
     Raises:
         ValueError: the adapter belongs to another model, or the model has one already.
     """
-    if adapter.model != backbone.fingerprint:
+    if adapter.model != backbone.denoiser.fingerprint:
         raise ValueError(
             f"this adapter was trained on another model than '{backbone.name}' (fingerprint {adapter.model}, got "
-            f"{backbone.fingerprint}): connect the model it was trained on, or train one on this model"
+            f"{backbone.denoiser.fingerprint}): connect the model it was trained on, or train one on this model"
         )
     adapted = _with_layers(backbone, adapter.rank)
-    own = {name: p for name, p in adapted.network.named_parameters() if "lora_" in name}
+    own = {name: p for name, p in adapted.denoiser.network.named_parameters() if "lora_" in name}
     if {n: p.shape for n, p in own.items()} != {n: w.shape for n, w in adapter.weights.items()}:
         raise ValueError(f"the adapter has not the layers of '{backbone.name}': is its file whole?")
     for name, parameter in own.items():
@@ -136,17 +136,19 @@ def _with_layers(backbone: Backbone, rank: int, seed: int = 0) -> Backbone:
 
     if rank < 1:
         raise ValueError(f"want a rank of 1 or more, got {rank}")
-    if any("lora_" in name for name, _ in backbone.network.named_parameters()):
+    if any("lora_" in name for name, _ in backbone.denoiser.network.named_parameters()):
         raise ValueError(f"'{backbone.name}' has an adapter already: start from the model it was made from")
     # Other parameters around the same numbers: when one network is moved, the other stays where it is.
-    same = {id(p): nn.Parameter(ordinary(p.detach()), requires_grad=False) for p in backbone.network.parameters()}
-    adapted = copy(backbone)
-    adapted.network = deepcopy(backbone.network, same)
+    same = {
+        id(p): nn.Parameter(ordinary(p.detach()), requires_grad=False) for p in backbone.denoiser.network.parameters()
+    }
+    denoiser = copy(backbone.denoiser)
+    denoiser.network = deepcopy(denoiser.network, same)
     with torch.device("meta"):  # peft would draw from everybody's random numbers, and take the network's dtype
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), adapted.network)
-    _start(adapted.network, torch.Generator().manual_seed(seed))
-    adapted.memory = backbone.memory.branch(adapted.network)
-    return adapted
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), denoiser.network)
+    _start(denoiser.network, torch.Generator().manual_seed(seed))
+    denoiser.memory = denoiser.memory.branch(denoiser.network)
+    return replace(backbone, denoiser=denoiser)
 
 
 def _start(network: nn.Module, generator: torch.Generator) -> None:
@@ -172,9 +174,10 @@ def _read(network: nn.Module, rank: int, model: str, about: str) -> Adapter:
 
 def _finished(backbone: Backbone, adapter: Adapter) -> Backbone:
     """Frozen, and known by its weights."""
-    backbone.network.requires_grad_(False)
+    denoiser = backbone.denoiser  # a copy of ours
+    denoiser.network.requires_grad_(False)
     digest = hashlib.sha256(adapter.model.encode())
     for name, weight in sorted(adapter.weights.items()):
         digest.update(name.encode() + weight.numpy().tobytes())
-    backbone.name, backbone.fingerprint = f"{backbone.name} + adapter", digest.hexdigest()[:12]
-    return backbone
+    denoiser.name, denoiser.fingerprint = f"{backbone.name} + adapter", digest.hexdigest()[:12]
+    return replace(backbone, name=denoiser.name)

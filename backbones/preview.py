@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from ..engine.autograd import plain_torch
-
-if TYPE_CHECKING:
-    from ..engine.nouns import Trajectory
-    from .protocol import Backbone
-
+from ..engine.ports import Backbone
+from ..engine.source import Trajectory
 
 FEW = 4  # frames that stand for a clip
 
@@ -31,8 +26,8 @@ class LatentPreview:
 
     @plain_torch
     def __init__(self, backbone: Backbone, trajectory: Trajectory):
-        cells = few(trajectory.latents[0])
-        frames = backbone.decode(backbone.unscale(cells)).movedim(-1, 1)
+        cells = few(trajectory.at(0))
+        frames = backbone.codec.decode(backbone.codec.unscale(cells)).movedim(-1, 1)
         colors = F.interpolate(frames, cells.shape[-2:], mode="area")
         x, y = rearrange(cells, "f c h w -> (f h w) c"), rearrange(colors, "f c h w -> (f h w) c")
         x = torch.cat([x, torch.ones(len(x), 1)], 1)

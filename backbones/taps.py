@@ -8,39 +8,31 @@ so a run without controls is the unmodified network, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..engine.attention import attend_with
-from ..engine.nouns import AttentionCall, Block, Control, Evaluation, Site
+from ..engine.call import Call, Evaluation, Features, beside, softmax_attention
+from ..engine.plan import Control, EditPlan, attend_with
+from ..engine.words import SOURCE, Block, Model, Site
 
 
 @contextmanager
-def tapped(
-    network: nn.Module,
-    sites: Sequence[Site],
-    blocks: Sequence[Block],
-    grids: Mapping[int, tuple[int, int, int]],
-    evaluation: Evaluation,
-    controls: Sequence[Control],
-) -> Iterator[None]:
-    """The network with `controls` at its attention sites and blocks. `grids` gives (F, h, w) of each level."""
-    rewriting = [c for c in controls if c.acts_at("attention")]
-    reading = [c for c in controls if c.acts_at("feature")]
+def tapped(network: nn.Module, model: Model, evaluation: Evaluation, plan: EditPlan) -> Iterator[None]:
+    """A network, whose facts `model` states, with the plan's controls at its attention sites and blocks."""
+    rewriting, reading = plan.acting_at("attention"), plan.acting_at("feature")
     with ExitStack() as stack:
-        if rewriting:
-            for site in sites:
-                layer = network.get_submodule(site.layer)
-                stack.callback(layer.set_processor, layer.processor)
-                layer.set_processor(TappedAttention(site, grids[site.level], evaluation, rewriting))
-        if reading:
-            for block in blocks:
-                hook = _feature_hook(block, evaluation, reading)
-                stack.callback(network.get_submodule(block.name).register_forward_hook(hook).remove)
+        for site in model.sites if rewriting else ():
+            layer = network.get_submodule(site.layer)
+            stack.callback(layer.set_processor, layer.processor)
+            layer.set_processor(
+                TappedAttention(site, model.grid(site, evaluation.latents.shape), evaluation, rewriting)
+            )
+        for block in model.blocks if reading else ():
+            hook = _feature_hook(block, evaluation, reading)
+            stack.callback(network.get_submodule(block.name).register_forward_hook(hook).remove)
         yield
 
 
@@ -48,7 +40,8 @@ class TappedAttention:
     """A diffusers attention processor: the layer's own projections around attention that controls may rewrite."""
 
     def __init__(self, site: Site, grid: tuple[int, int, int], evaluation: Evaluation, controls: Sequence[Control]):
-        self.site, self.grid, self.evaluation, self.controls = site, grid, evaluation, controls
+        self.site, self.grid, self.evaluation = site, grid, evaluation
+        self.attend = attend_with(controls, softmax_attention)
 
     def __call__(
         self,
@@ -73,27 +66,34 @@ class TappedAttention:
                 for to in (layer.to_k, layer.to_v)
             )
 
-        q, k, v = heads(layer.to_q(hidden_states)), heads(layer.to_k(context)), heads(layer.to_v(context))
         tokens = rearrange(hidden_states, "(r g) m c -> r g m c", r=rows)
-        call = AttentionCall(self.site, self.evaluation, self.grid, layer.scale, tokens, project)
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            flat = (x.flatten(0, 1) for x in (q, k, v))  # the kernels that hold no logits take four dimensions
-            return F.scaled_dot_product_attention(*flat, scale=layer.scale).unflatten(0, q.shape[:2])
-
-        x = attend_with(self.controls, call, attend)(q, k, v)
-        x = rearrange(x, "r g h m d -> (r g) m (h d)").to(hidden_states.dtype)
+        call = Call(
+            self.site,
+            self.evaluation.rows,
+            heads(layer.to_q(hidden_states)),
+            heads(layer.to_k(context)),
+            heads(layer.to_v(context)),
+            self.evaluation.frames,
+            self.grid,
+            layer.scale,
+            tokens,
+            tokens,
+            project,
+            self.evaluation.run,
+        )
+        x = rearrange(self.attend(beside(call)), "r g h m d -> (r g) m (h d)").to(hidden_states.dtype)
         return layer.to_out[1](layer.to_out[0](x))
 
 
 def _feature_hook(block: Block, evaluation: Evaluation, controls: Sequence[Control]):
-    rows = len(evaluation.rows)
+    rows = evaluation.rows
 
     def hook(module: nn.Module, inputs, output):
         hidden, *rest = output if isinstance(output, tuple) else (output,)
-        x = rearrange(hidden, "(r f) c h w -> r f c h w", r=rows)
+        x = rearrange(hidden, "(r f) c h w -> r f c h w", r=len(rows))
+        source = x[rows.index(SOURCE)][None] if SOURCE in rows else None
         for control in reversed(controls):
-            x = control.feature(block, x, evaluation)
+            x = control.feature(Features(block, x, rows, evaluation.run, source))
         x = rearrange(x, "r f c h w -> (r f) c h w")
         return (x, *rest) if isinstance(output, tuple) else x
 

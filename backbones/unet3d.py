@@ -6,29 +6,28 @@ has a temporal one beside it; `transformer_in` is temporal attention at full res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ..engine.autograd import ordinary
-from ..engine.nouns import Control, Evaluation, Prompt
+from ..engine.call import Evaluation
+from ..engine.plan import PLAIN, EditPlan
+from ..engine.words import Prompt
 from .diffusers_unet import DiffusersUNet
 from .taps import tapped
+from .text import embedding_for
 
 
-class UNet3DBackbone(DiffusersUNet):
-    """See `Backbone`."""
+class UNet3D(DiffusersUNet):
+    """See `Denoiser`."""
 
-    def predict(self, evaluation: Evaluation, controls: Sequence[Control] = ()) -> Tensor:
+    def predict(self, evaluation: Evaluation, plan: EditPlan = PLAIN) -> Tensor:
         x = evaluation.latents.to(self.device, self.network.dtype).transpose(1, 2)
         text = torch.cat([self._text(prompt) for prompt in evaluation.prompts])
-        grids = self._grids(evaluation.latents)
-        with tapped(self.network, self.sites, self.blocks, grids, evaluation, controls):
-            output = self.network(x, evaluation.timestep, text, return_dict=False)[0]
+        with tapped(self.network, self, evaluation, plan):
+            output = self.network(x, evaluation.label, text, return_dict=False)[0]
         return output.transpose(1, 2).float()
 
     def _text(self, prompt: Prompt) -> Tensor:
-        if len(prompt.embedding) != 1:
-            raise ValueError(f"'{self.name}' takes one prompt for all frames, got {len(prompt.embedding)}")
-        return ordinary(prompt.embedding).to(self.device, self.network.dtype)
+        if prompt.frames != 1:
+            raise ValueError(f"'{self.name}' takes one prompt for all frames, got {prompt.frames}")
+        return embedding_for(prompt, 1, self.device, self.network.dtype)

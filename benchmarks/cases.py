@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..engine.ports import Backbone
 from ..toyworld import world
 
 WEIGHTS = Path(world.__file__).parent / "weights"
@@ -47,3 +48,8 @@ class Case:
 def frames_of(clips: world.Clips) -> Tensor:
     """[F, H, W, 3] in 0..1."""
     return world.render(clips)[0][0].movedim(1, -1)
+
+
+def through_vae(backbone: Backbone, frames: Tensor) -> Tensor:
+    """[F, H, W, 3]: what the model's VAE makes of frames, which is the best that an edit can come to."""
+    return backbone.codec.decode(backbone.codec.encode(frames))

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..backbones.clip import ClipEmbedder, load_clip
 from ..backbones.loading import load_backbone
+from ..measure.clip_direction import best, direction_of, scores
 from ..methods.adaptation import candidates
-from ..methods.clip_direction import best, direction_of, scores
 from ..toyworld import world
 from ..toyworld.detector import draw_frames
 from ..toyworld.measure import measure
+from ..vision.clip import ClipEmbedder, load_clip
 from .cases import FIRST_SEED, WEIGHTS, Case
 from .rows import cell, origin
 
@@ -110,7 +110,7 @@ def choices(clip: ClipEmbedder, model) -> list[str]:
         for index in range(CLIPS):
             case = Case.of(index)
             source, target = (replace(c, center=c.center[:, :1]) for c in (case.source, case.target))
-            told = model.embed(world.instructions(source, target)[0])
+            told = model.text.embed(world.instructions(source, target)[0])
             scales = {"guidance": guidance, "image_guidance": image_guidance}
             numbers = {"count": COUNT, "seed": FIRST_SEED + index * COUNT, "steps": STEPS}
             found = candidates(model, rendered(source), told, **numbers, **scales)

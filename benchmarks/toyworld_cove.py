@@ -17,18 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backbones.loading import load_backbone
+from ..engine.edit import edit
 from ..engine.inversion import invert
-from ..engine.nouns import PLAIN, EditPlan
-from ..engine.sampling import edit
+from ..engine.plan import PLAIN, EditPlan
 from ..methods.correspondence import correspondence
-from ..methods.correspondence_attention import correspondence_attention
-from ..methods.injection import feature_injection
-from ..methods.spatio_temporal import spatio_temporal_attention
+from ..methods.correspondence_attention import CorrespondenceAttention
+from ..methods.injection import FeatureInjection
+from ..methods.spatio_temporal import SpatioTemporalAttention
 from ..toyworld import world
 from ..toyworld.measure import measure, sample_accuracy
 from ..toyworld.motion import warp_error
 from ..toyworld.report import contact_sheet
-from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
+from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of, through_vae
 from .rows import Rows, arguments, difference, head, line, origin
 from .tracking import by_features, by_flow, by_standing, pck
 
@@ -134,7 +134,7 @@ class Bench:
         frames = world.render(Case.of(index).source)[0][0]
         if enlarge > 1:
             frames = F.interpolate(frames, scale_factor=enlarge, mode="bilinear")
-        return self.backbone.encode(frames.movedim(1, -1))
+        return self.backbone.codec.encode(frames.movedim(1, -1))
 
     def _found(self, index: int, match: tuple, enlarge: int = 1):
         return correspondence(self.backbone, self.latents(index, enlarge), **dict(match))
@@ -151,11 +151,11 @@ class Bench:
     def plan(self, case: Case, setting: Setting) -> EditPlan:
         plan = PLAIN
         if setting.attention == "cove":
-            plan = correspondence_attention(plan, self.found(case.index, setting.match), **dict(setting.guide))
-        return spatio_temporal_attention(plan) if setting.attention else plan
+            plan = plan.then(CorrespondenceAttention(self.found(case.index, setting.match), **dict(setting.guide)))
+        return plan.then(SpatioTemporalAttention()) if setting.attention else plan
 
     def inverted(self, case: Case, setting: Setting):
-        prompt = self.backbone.embed(world.captions(case.source)[0])
+        prompt = self.backbone.text.embed(world.captions(case.source)[0])
         plan = self.plan(case, setting) if setting.inverted else PLAIN
         return invert(self.backbone, self.latents(case.index), prompt, steps=STEPS, plan=plan)
 
@@ -163,14 +163,14 @@ class Bench:
         """[F, H, W, 3] in 0..1: the edited clip."""
         if setting.kind != "edit":
             frames = frames_of(case.source if setting.kind == "source" else case.target)
-            return frames if setting.kind == "source" else self.backbone.decode(self.backbone.encode(frames))
+            return frames if setting.kind == "source" else through_vae(self.backbone, frames)
         plan = self.plan(case, setting)
         if setting.injected:
-            plan = EditPlan((*feature_injection(PLAIN, **INJECTION).controls, *plan.controls))
-        prompt, negative = self.backbone.embed(world.captions(case.target)[0]), self.backbone.embed("")
+            plan = EditPlan((*PLAIN.then(FeatureInjection(**INJECTION)).controls, *plan.controls))
+        prompt, negative = self.backbone.text.embed(world.captions(case.target)[0]), self.backbone.text.embed("")
         trajectory = self.inverted(case, setting)
         edited = edit(self.backbone, trajectory, prompt, negative=negative, plan=plan, guidance=GUIDANCE)
-        return self.backbone.decode(edited)
+        return self.backbone.codec.decode(edited)
 
     def edited(self, case: Case, setting: Setting) -> dict[str, float]:
         video = self.frames(case, setting).movedim(-1, 1)[None]

@@ -14,21 +14,22 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..backbones.detector import load_detector
 from ..backbones.loading import load_backbone
-from ..backbones.sam import load_segmenter
+from ..engine.edit import edit
 from ..engine.inversion import invert
-from ..engine.nouns import PLAIN, Trajectory
-from ..engine.sampling import edit
-from ..methods.latent_blend import latent_blend
-from ..methods.mask.find import find
-from ..methods.mask.prompts import read_prompts
-from ..methods.mask.segment import segment
-from ..methods.mask.track import track
-from ..methods.str_match import str_latent_optimizer
+from ..engine.plan import PLAIN
+from ..engine.source import Trajectory
+from ..methods.latent_blend import LatentBlend
+from ..methods.str_match import STRLatentOptimizer
 from ..toyworld import world
 from ..toyworld.measure import measure
 from ..toyworld.sam import iou, pick
+from ..vision.detector import load_detector
+from ..vision.find import find
+from ..vision.prompts import read_prompts
+from ..vision.sam import load_segmenter
+from ..vision.segment import segment
+from ..vision.track import track
 from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
 from .rows import Rows, arguments, cell, difference, head, line, origin
 from .toyworld_str import BEST
@@ -130,16 +131,18 @@ class Bench:
     def edited(self, case: Case, frames: Tensor, mask: Tensor) -> dict[str, float]:
         """The STR-Match edit inside a mask."""
         model = self.backbone
-        plan = latent_blend(str_latent_optimizer(PLAIN, strength=BEST), mask)
-        prompts = {"negative": model.embed(""), "plan": plan, "guidance": GUIDANCE}
-        target = model.embed(world.captions(case.target)[0])
-        video = model.decode(edit(model, self.inverted(case.index), target, **prompts))
+        plan = PLAIN.then(STRLatentOptimizer(strength=BEST)).then(LatentBlend(mask))
+        prompts = {"negative": model.text.embed(""), "plan": plan, "guidance": GUIDANCE}
+        target = model.text.embed(world.captions(case.target)[0])
+        video = model.codec.decode(edit(model, self.inverted(case.index), target, **prompts))
         figures = measure(video.movedim(-1, 1)[None], case.source, case.target)
         return {measured: figures[measured].item() for measured in EDITS}
 
     def _inverted(self, clip: int) -> Trajectory:
         model, source = self.backbone, Case.of(clip).source
-        return invert(model, model.encode(frames_of(source)), model.embed(world.captions(source)[0]), steps=STEPS)
+        return invert(
+            model, model.codec.encode(frames_of(source)), model.text.embed(world.captions(source)[0]), steps=STEPS
+        )
 
 
 HEADER = """# Masks on the toy world

@@ -18,20 +18,22 @@ from functools import partial
 from torch import Tensor
 
 from ..backbones.loading import load_backbone
+from ..engine.edit import edit
 from ..engine.inversion import invert
 from ..engine.monitor import Recording
-from ..engine.nouns import PLAIN, EditPlan, Trajectory
-from ..engine.sampling import edit
-from ..methods.evaluate import psnr
-from ..methods.fate_zero import fate_zero
-from ..methods.spatio_temporal import spatio_temporal_attention
-from ..methods.stem import stem_attention
-from ..methods.token_flow import token_flow
+from ..engine.plan import PLAIN, EditPlan
+from ..engine.source import Trajectory
+from ..measure.psnr import psnr
+from ..measure.ssim import ssim
+from ..methods.fate_zero import FateZero
+from ..methods.spatio_temporal import SpatioTemporalAttention
+from ..methods.stem import STEMAttention
+from ..methods.token_flow import TokenFlow, with_injection
 from ..toyworld import world
 from ..toyworld.measure import measure
 from ..toyworld.motion import warp_error
 from ..toyworld.report import contact_sheet
-from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
+from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of, through_vae
 from .measure import peak_bytes
 from .real_clip import FRAMES as REAL_FRAMES
 from .real_clip import SIZE as REAL_PIXELS
@@ -141,23 +143,24 @@ class Bench:
         return self.kept[key]
 
     def inversion(self, clip: int, s: Setting) -> Callable[..., Trajectory]:
-        prompt = self.backbone.embed("" if s.real else world.captions(Case.of(clip).source)[0])
-        latents = self.backbone.encode(self.source(clip, s))
+        prompt = self.backbone.text.embed("" if s.real else world.captions(Case.of(clip).source)[0])
+        latents = self.backbone.codec.encode(self.source(clip, s))
         return partial(invert, self.backbone, latents, prompt, convention=s.convention, plan=self.attention(s))
 
     def attention(self, s: Setting) -> EditPlan:
         if s.attention == "dense":
-            return spatio_temporal_attention(PLAIN)
-        return stem_attention(PLAIN, **s.numbers) if s.attention == "stem" else PLAIN
+            return PLAIN.then(SpatioTemporalAttention())
+        return PLAIN.then(STEMAttention(**s.numbers)) if s.attention == "stem" else PLAIN
 
     def editor(self, case: Case, s: Setting) -> EditPlan:
         if s.editor == "token_flow":
-            return token_flow(PLAIN, batch=FRAMES // 2, feature_steps=STEPS * 4 // 5, attention_steps=STEPS // 2)
+            control = TokenFlow(batch=FRAMES // 2)
+            return with_injection(PLAIN, control, feature_steps=STEPS * 4 // 5, attention_steps=STEPS // 2)
         words = changed_words(case)
         if s.editor == "fate_zero":
-            return fate_zero(PLAIN, words=words, key_frames="own")
+            return PLAIN.then(FateZero(words=words, key_frames="own"))
         if s.editor == "fate_zero_shared":
-            return fate_zero(stem_attention(PLAIN, shared=True, **s.numbers), words=words, key_frames="own")
+            return PLAIN.then(STEMAttention(shared=True, **s.numbers)).then(FateZero(words=words, key_frames="own"))
         return PLAIN
 
     def frames(self, clip: int, s: Setting) -> Tensor:
@@ -169,13 +172,13 @@ class Bench:
             latents = edit(self.backbone, trajectory, trajectory.prompt, plan=self.attention(s), guidance=1)
         else:
             case = Case.of(clip)
-            positive, negative = self.backbone.embed(world.captions(case.target)[0]), self.backbone.embed("")
+            positive, negative = self.backbone.text.embed(world.captions(case.target)[0]), self.backbone.text.embed("")
             plan = self.editor(case, s)
             latents = edit(self.backbone, trajectory, positive, negative=negative, plan=plan, guidance=GUIDANCE)
-        return self.backbone.decode(latents)
+        return self.backbone.codec.decode(latents)
 
     def through_vae(self, clip: int, s: Setting) -> Tensor:
-        return self.backbone.decode(self.backbone.encode(self.source(clip, s)))
+        return through_vae(self.backbone, self.source(clip, s))
 
     def row(self, s: Setting, clip: int) -> dict[str, float]:
         seconds = 0 if s.kind == "vae" else self.inverted(clip, s)[1]
@@ -189,15 +192,12 @@ class Bench:
         return figures | {"warp_error": warp_error(video, case.target).item(), "seconds": seconds}
 
     def given_back(self, clip: int, s: Setting, frames: Tensor) -> dict[str, float]:
-        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
-
         source = self.source(clip, s)
-        video, like = frames.movedim(-1, 1), source.movedim(-1, 1)
-        figures = {"psnr": psnr(frames, source), "ssim": ssim(video, like, data_range=1.0).item()}
+        figures = {"psnr": psnr(frames, source), "ssim": ssim(frames, source)}
         if s.real:
             figures["warp_error"] = flow_warp_error(frames, source)
         else:
-            figures["warp_error"] = warp_error(video[None], Case.of(clip).source).item()
+            figures["warp_error"] = warp_error(frames.movedim(-1, 1)[None], Case.of(clip).source).item()
         if s.kind == "vae":
             return figures
         trajectory, _, dead = self.inverted(clip, s)

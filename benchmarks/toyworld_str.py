@@ -15,16 +15,16 @@ from functools import lru_cache
 from torch import Tensor
 
 from ..backbones.loading import load_backbone
+from ..engine.edit import edit
 from ..engine.inversion import invert
 from ..engine.monitor import Recording
-from ..engine.nouns import PLAIN, EditPlan
-from ..engine.sampling import edit
-from ..methods.evaluate import psnr
-from ..methods.latent_blend import latent_blend
-from ..methods.str_match import str_latent_optimizer
+from ..engine.plan import PLAIN, EditPlan
+from ..measure.psnr import psnr
+from ..methods.latent_blend import LatentBlend
+from ..methods.str_match import STRLatentOptimizer
 from ..toyworld import world
 from ..toyworld.measure import measure
-from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of
+from .cases import CLIPS, FIRST_SEED, WEIGHTS, Case, frames_of, through_vae
 from .rows import Rows, arguments, difference, head, line, origin
 
 ROWS = Rows("toyworld_str")
@@ -117,23 +117,23 @@ class Bench:
     def _inverted(self, index: int, steps: int, convention: str, evaluations: int):
         source = Case.of(index).source
         frames = frames_of(source)
-        prompt = self.backbone.embed(world.captions(source)[0])
+        prompt = self.backbone.text.embed(world.captions(source)[0])
         ways = {"steps": steps, "convention": convention, "evaluations": evaluations}
-        return invert(self.backbone, self.backbone.encode(frames), prompt, **ways)
+        return invert(self.backbone, self.backbone.codec.encode(frames), prompt, **ways)
 
     def frames(self, case: Case, setting: Setting, monitor: Recording) -> Tensor:
         """[F, H, W, 3] in 0..1: the edited clip."""
         if setting.kind != "edit":
             frames = frames_of(case.source if setting.kind == "source" else case.target)
-            return frames if setting.kind == "source" else self.backbone.decode(self.backbone.encode(frames))
+            return frames if setting.kind == "source" else through_vae(self.backbone, frames)
         trajectory = self.inverted(case.index, setting.steps, setting.convention, setting.evaluations)
         plan: EditPlan = PLAIN
         if setting.str_match is not None:
-            plan = str_latent_optimizer(plan, **setting.str_match)
+            plan = plan.then(STRLatentOptimizer(**setting.str_match))
         if setting.mask:
-            plan = latent_blend(plan, case.mask)
-        prompt = self.backbone.embed(world.captions(case.target)[0])
-        negative = self.backbone.embed("") if setting.negative == "empty" else None
+            plan = plan.then(LatentBlend(case.mask))
+        prompt = self.backbone.text.embed(world.captions(case.target)[0])
+        negative = self.backbone.text.embed("") if setting.negative == "empty" else None
         edited = edit(
             self.backbone,
             trajectory,
@@ -143,7 +143,7 @@ class Bench:
             guidance=setting.guidance,
             monitor=monitor,
         )
-        return self.backbone.decode(edited)
+        return self.backbone.codec.decode(edited)
 
     def row(self, setting: Setting, clip: int) -> dict[str, float]:
         measured = self.round_trip if setting.kind == "round trip" else self.edited
@@ -153,8 +153,8 @@ class Bench:
         """The source inverted and sampled again under its own prompt, beside the VAE's own round trip."""
         trajectory = self.inverted(case.index, setting.steps, setting.convention, setting.evaluations)
         source = frames_of(case.source)
-        back = self.backbone.decode(edit(self.backbone, trajectory, trajectory.prompt, guidance=setting.guidance))
-        vae = self.backbone.decode(self.backbone.encode(source))
+        back = self.backbone.codec.decode(edit(self.backbone, trajectory, trajectory.prompt, guidance=setting.guidance))
+        vae = through_vae(self.backbone, source)
         return {
             "psnr_source": psnr(back, source),
             "psnr_source_vae": psnr(vae, source),

@@ -19,17 +19,17 @@ from torch import Tensor
 
 from ..backbones.loading import load_backbone
 from ..backbones.lora import adapt
-from ..backbones.protocol import Backbone
+from ..engine.edit import edit
 from ..engine.inversion import add_noise
-from ..engine.nouns import PLAIN, EditPlan
-from ..engine.sampling import edit
+from ..engine.plan import PLAIN, EditPlan
+from ..engine.ports import Backbone
 from ..methods.adaptation import candidates, fit
-from ..methods.gather_swap import gather_swap
-from ..methods.latent_blend import latent_blend
+from ..methods.gather_swap import GatherSwap
+from ..methods.latent_blend import LatentBlend
 from ..toyworld import world
 from ..toyworld.measure import consistency, measure, psnr, sample_accuracy
 from ..toyworld.report import contact_sheet
-from .cases import CLIPS, WEIGHTS, Case, frames_of
+from .cases import CLIPS, WEIGHTS, Case, frames_of, through_vae
 from .rows import Rows, arguments, difference, head, line, origin
 from .toyworld_via_long import long_table
 
@@ -74,8 +74,8 @@ class Setting:
     guidance: float = GUIDANCE
 
     def plan(self, case: Case) -> EditPlan:
-        plan = gather_swap(PLAIN, group=self.group) if self.group else PLAIN
-        return latent_blend(plan, case.mask, schedule=self.blend, dilate=0) if self.blend else plan
+        plan = PLAIN.then(GatherSwap(group=self.group)) if self.group else PLAIN
+        return plan.then(LatentBlend(case.mask, schedule=self.blend, dilate=0)) if self.blend else plan
 
 
 PAPER = 7.5  # InstructPix2Pix's guidance, for want of VIA's
@@ -137,7 +137,7 @@ class Bench:
 
     def _through_vae(self, index: int) -> Tensor:
         """[1, F, 3, H, W]: the source as the VAE gives it back, which is all that a blend can keep of it."""
-        return self.backbone.decode(self.backbone.encode(frames_of(Case.of(index).source))).movedim(-1, 1)[None]
+        return through_vae(self.backbone, frames_of(Case.of(index).source)).movedim(-1, 1)[None]
 
     def _root(self, index: int, section: str) -> tuple[Tensor, Tensor, int]:
         """(frame, its best edit, its seed): of the middle frame, by the renderer's eye for the human's.
@@ -147,7 +147,7 @@ class Bench:
         case = case_of(index, section)
         middle = case.source.center.shape[1] // 2
         frame = frames_of(case.source)[middle : middle + 1]
-        text = self.backbone.embed(instruction(case))
+        text = self.backbone.text.embed(instruction(case))
         scales = {"guidance": GUIDANCE, "image_guidance": IMAGE_GUIDANCE}
         edits = candidates(self.backbone, frame, text, count=CANDIDATES, steps=STEPS, **scales)
         one = [at_frame(clips, middle) for clips in (case.source, case.target)]
@@ -157,7 +157,7 @@ class Bench:
 
     def _adapted(self, index: int, section: str) -> Backbone:
         frame, edited, _ = self.root(index, section)
-        told = self.backbone.embed(instruction(case_of(index, section)))
+        told = self.backbone.text.embed(instruction(case_of(index, section)))
         training = partial(fit, source=frame, edited=edited, instruction=told, **TRAINING)
         return adapt(self.backbone, training)[0]
 
@@ -165,14 +165,14 @@ class Bench:
         """[F, H, W, 3] in 0..1: the edited clip."""
         if setting.kind != "edit":
             frames = frames_of(case.source if setting.kind == "source" else case.target)
-            return frames if setting.kind == "source" else self.backbone.decode(self.backbone.encode(frames))
+            return frames if setting.kind == "source" else through_vae(self.backbone, frames)
         model = self.adapted(case.index, setting.section) if setting.root == "adapted" else self.backbone
         seed = self.root(case.index, setting.section)[2] if setting.root else 0
-        latents = model.encode(frames_of(case.source))
-        trajectory = add_noise(model, latents, model.embed(""), steps=STEPS, noise=setting.noise, seed=seed)
-        text = model.embed(instruction(case))
+        latents = model.codec.encode(frames_of(case.source))
+        trajectory = add_noise(model, latents, model.text.embed(""), steps=STEPS, noise=setting.noise, seed=seed)
+        text = model.text.embed(instruction(case))
         scales = {"guidance": setting.guidance, "image_guidance": IMAGE_GUIDANCE}
-        return model.decode(edit(model, trajectory, text, plan=setting.plan(case), **scales))
+        return model.codec.decode(edit(model, trajectory, text, plan=setting.plan(case), **scales))
 
     def row(self, setting: Setting, clip: int) -> dict[str, float]:
         case = case_of(clip, setting.section)

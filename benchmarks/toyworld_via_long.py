@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from ..backbones.loading import load_backbone
+from ..engine.edit import edit
 from ..engine.inversion import add_noise
-from ..engine.nouns import PLAIN, Trajectory
-from ..engine.sampling import edit
-from ..methods.gather_swap import gather_swap
+from ..engine.plan import PLAIN
+from ..engine.source import Trajectory
+from ..methods.gather_swap import GatherSwap
 from ..toyworld import world
 from ..toyworld.measure import consistency
 from ..toyworld.reading import find_sprites
@@ -65,12 +66,12 @@ def one(frames: int) -> dict:
     source = world.draw(1, generator, frames=frames)
     target = world.edit(source, generator, ("color",))
     pictures = world.render(source)[0][0].movedim(1, -1)
-    latents, text = backbone.encode(pictures), backbone.embed(world.instructions(source, target)[0])
+    latents, text = backbone.codec.encode(pictures), backbone.text.embed(world.instructions(source, target)[0])
 
     def edited(steps: int) -> tuple[Trajectory, Callable[[], Tensor]]:
-        trajectory = add_noise(backbone, latents, backbone.embed(""), steps=steps)
+        trajectory = add_noise(backbone, latents, backbone.text.embed(""), steps=steps)
         numbers = {"guidance": GUIDANCE, "image_guidance": IMAGE_GUIDANCE, "chunk_frames": CHUNK}
-        return trajectory, partial(edit, backbone, trajectory, text, plan=gather_swap(PLAIN), **numbers)
+        return trajectory, partial(edit, backbone, trajectory, text, plan=PLAIN.then(GatherSwap()), **numbers)
 
     trajectory, sample = edited(STEPS)
     figures = {"frames": frames, "kept": pictures.nbytes + trajectory.latents.nbytes, "before": reset_peak()}
@@ -78,7 +79,7 @@ def one(frames: int) -> dict:
     result = sample()
     figures |= {"seconds": time.process_time() - started, "peak": process_memory("VmHWM")}
     figures["tensors"] = peak_bytes(edited(1)[1])  # last: the profiler itself takes hundreds of MB
-    return figures | _along(backbone.decode(result).movedim(-1, 1)[None], source, target)
+    return figures | _along(backbone.codec.decode(result).movedim(-1, 1)[None], source, target)
 
 
 def reset_peak() -> int:

@@ -78,10 +78,15 @@ class Correspondence:
         found[frame, :, 0] = places.int()
         at = places
         for other in range(frame + 1, self.frames):
-            found[other] = self.forward[other - 1, at]
+            found[other] = _followed(self.forward[other - 1], at)
             at = found[other, :, 0].long()
         at = places
         for other in range(frame - 1, -1, -1):
-            found[other] = self.backward[other, at]
+            found[other] = _followed(self.backward[other], at)
             at = found[other, :, 0].long()
         return found
+
+
+def _followed(table: Tensor, at: Tensor) -> Tensor:
+    """[M, K] the matches of places [M] in a table [N, K]; a place that was lost has none."""
+    return table[at.clamp(min=0)].masked_fill((at < 0)[:, None], -1)

@@ -4,6 +4,9 @@ At level k the latent is x_k = signal_k * clean + noise_k * eps. A network's out
 and nowhere else. Both are linear in x and in the output, so a step between any two levels is A x + B output, and its
 exact inverse for a given output is (y - B output) / A. Nothing here assumes a table of alphas: a flow-matching model
 is another pair of signal and noise and another row in `_SPLIT`.
+
+Flow coordinates make all of them alike: y = x / (signal + noise), s = noise / (signal + noise), u = eps - clean. In
+them every step here is an Euler step of a flow, y' = y + (s' - s) u.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from typing import Literal
 
 from torch import Tensor
 
-Prediction = Literal["epsilon", "v_prediction"]
+Prediction = Literal["epsilon", "v_prediction", "flow"]
 
 # What the network gives, as (clean from x, clean from output, eps from x, eps from output), for signal s and noise n.
 _SPLIT = {
     "epsilon": lambda s, n: (1 / s, -n / s, 0.0, 1.0),
     "v_prediction": lambda s, n: (s, -n, n, s),
+    "flow": lambda s, n: (1.0, -n, 1.0, s),  # eps - clean, where signal + noise is 1
 }
 
 
@@ -27,7 +31,7 @@ _SPLIT = {
 class Schedule:
     """S steps between S + 1 noise levels; level 0 is clean."""
 
-    timesteps: tuple[int, ...]  # [S] label of levels 1..S, rising
+    timesteps: tuple[float, ...]  # [S] label of levels 1..S, rising: what the network is told
     signal: tuple[float, ...]  # [S+1]
     noise: tuple[float, ...]  # [S+1]
     prediction: Prediction
@@ -47,20 +51,38 @@ class Schedule:
             )
         if self.prediction == "epsilon" and min(self.signal) <= 0:
             raise ValueError("a model that predicts epsilon cannot start from pure noise (alpha-bar 0): use v")
+        if self.prediction == "flow" and any(abs(s + n - 1) > 1e-4 for s, n in zip(self.signal, self.noise)):
+            raise ValueError("a flow model's signal and noise add up to 1 at every level: these do not")
 
     @classmethod
     def from_alpha_bar(cls, timesteps: Sequence[int], alpha_bar: Sequence[float], prediction: Prediction) -> Schedule:
         """From rising timesteps [S] and alpha-bar [S+1] of the levels, clean first."""
         return cls(
-            tuple(int(t) for t in timesteps),
+            tuple(float(t) for t in timesteps),
             tuple(float(a) ** 0.5 for a in alpha_bar),
             tuple((1 - float(a)) ** 0.5 for a in alpha_bar),
             prediction,
         )
 
+    @classmethod
+    def from_sigmas(cls, sigmas: Sequence[float]) -> Schedule:
+        """Of a flow model: the noise [S+1] of the levels, clean first; the network is told it as it is."""
+        levels = tuple(float(s) for s in sigmas)
+        return cls(levels[1:], tuple(1 - s for s in levels), levels, "flow")
+
     @property
     def steps(self) -> int:
         return len(self.timesteps)
+
+    def flow(self, level: int) -> tuple[float, float]:
+        """(s, signal + noise) of a level: its noise in flow coordinates, and what x is divided by."""
+        size = self.signal[level] + self.noise[level]
+        return self.noise[level] / size, size
+
+    def velocity(self, latents: Tensor, output: Tensor, level: int) -> Tensor:
+        """u = eps - clean, from latents at `level` and the network's output there."""
+        clean, eps = self.split(latents, output, level)
+        return eps - clean
 
     def thinned(self, steps: int) -> Schedule:
         """The same noise, clean to noisiest, in fewer steps.
@@ -78,7 +100,7 @@ class Schedule:
             noise=self.noise[::every],
         )
 
-    def label(self, level: int) -> int:
+    def label(self, level: int) -> float:
         """The timestep the network is told at a level in 1..S."""
         return self.timesteps[level - 1]
 

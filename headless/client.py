@@ -4,10 +4,12 @@
         --set "Target prompt.text=a red square on a teal striped background" --set "STR-Match.strength=0.3" \\
         --out edit.mp4
 
-or from Python, with the standard library alone:
+or from Python:
 
     result = run_workflow(LOCAL, "workflows/api/str_match.json", {"STR-Match.strength": 0.3}, ["my_clip.mp4"])
     data = result.fetch(result.files()[0])
+
+It needs no ComfyUI and no torch, only headless/requirements.txt.
 """
 
 from __future__ import annotations
@@ -15,25 +17,35 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlencode
-from urllib.request import Request, urlopen
+from typing import IO, Any
+
+import requests
+from websocket import WebSocket, WebSocketException, WebSocketTimeoutException, create_connection
 
 from .graph import Graph, changed, read_graph, title
 from .progress import Progress
-from .websocket import Listener
 
 LOCAL = "http://127.0.0.1:8188"
+TIMEOUT = 60.0  # seconds for one answer; a server that loads a model may take a while to get to it
 Listen = Callable[[str, dict], None]
 
 
 class WorkflowError(RuntimeError):
     """The server refused or failed to run a workflow; the message says why in plain words."""
+
+
+class Refused(WorkflowError):
+    """The server answered a request with an error."""
+
+    def __init__(self, message: str, reply: bytes):
+        super().__init__(message)
+        self.reply = reply
 
 
 class Interrupted(WorkflowError):
@@ -56,30 +68,60 @@ class Result:
 
     def fetch(self, file: dict) -> bytes:
         """The bytes of one of `files`."""
-        query = urlencode({key: file.get(key, "") for key in ("filename", "subfolder", "type")})
-        return self.server.request(f"/view?{query}")
+        query = {key: file.get(key, "") for key in ("filename", "subfolder", "type")}
+        return self.server.request("/view", query=query)
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running ComfyUI."""
+    """A running ComfyUI. What it has no answer to in time, and what it refuses, is a WorkflowError."""
 
     url: str = LOCAL
+    timeout: float = TIMEOUT  # seconds to wait for a connection, and then for each answer
 
-    def request(self, path: str, body: Any = None, kind: str = "application/json") -> bytes:
-        """GET, or POST where there is a body: bytes, or anything that JSON can hold."""
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        with urlopen(Request(self.url.rstrip("/") + path, data, {"Content-Type": kind} if data else {})) as reply:
-            return reply.read()
+    def __post_init__(self):
+        if not self.timeout > 0:
+            raise ValueError(f"want a timeout of more than 0 seconds, got {self.timeout:g}")
+
+    def request(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        form: Mapping[str, str] | None = None,
+        files: Mapping[str, tuple[str, IO[bytes]]] | None = None,
+    ) -> bytes:
+        """GET, or POST where there is something to send.
+
+        Args:
+            body: anything that JSON can hold.
+            form, files: fields of a form, and files {"field": ("name", opened)} with it.
+
+        Raises:
+            Refused: the server answered with an error.
+            WorkflowError: it cannot be reached, or did not answer in time.
+        """
+        method = "GET" if body is None and form is None and files is None else "POST"
+        sent = {"params": query, "json": body, "data": form, "files": files}
+        try:
+            reply = requests.request(method, self._address(path), timeout=self.timeout, **sent)
+        except requests.RequestException as error:
+            raise self._unreachable(error) from error
+        if not reply.ok:
+            raise Refused(f"{self.url} answered {path} with {reply.status_code} {reply.reason}", reply.content)
+        return reply.content
 
     def upload(self, path: Path | str) -> None:
-        """Puts a file into the server's input folder, under its own name; one that is there is replaced."""
-        path, boundary = Path(path), uuid.uuid4().hex
-        head = f'Content-Disposition: form-data; name="image"; filename="{path.name}"'
-        over = 'Content-Disposition: form-data; name="overwrite"\r\n\r\ntrue'
-        body = f"--{boundary}\r\n{over}\r\n--{boundary}\r\n{head}\r\n\r\n".encode()
-        body += path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
-        self.request("/upload/image", body, f"multipart/form-data; boundary={boundary}")
+        """Puts a file into the server's input folder, under its own name; one that is there is replaced.
+
+        Raises:
+            OSError: there is no such file.
+            WorkflowError: see `request`.
+        """
+        path = Path(path)
+        with path.open("rb") as file:
+            self.request("/upload/image", form={"overwrite": "true"}, files={"image": (path.name, file)})
 
     def interrupt(self) -> None:
         """Cancels what is running."""
@@ -90,20 +132,62 @@ class Server:
 
         Args:
             listen: called with every event about this graph, such as ("progress", {"value", "max", "node"}).
-            patience: seconds of silence to bear; None is for ever.
+            patience: seconds without any event to bear while the server says that it is at work; None is for ever.
 
         Raises:
-            WorkflowError: the server cannot be reached, refuses the graph, or a node failed.
+            WorkflowError: the server cannot be reached, does not answer, refuses the graph, or a node failed.
         """
         client = uuid.uuid4().hex
+        address = self._address(f"/ws?clientId={client}").replace("http", "ws", 1)
         try:
-            with Listener(f"{self.url.rstrip('/').replace('http', 'ws', 1)}/ws?clientId={client}", patience) as socket:
-                queued = self.request("/prompt", {"prompt": graph, "client_id": client})
-                return self._follow(socket, json.loads(queued)["prompt_id"], graph, listen)
-        except HTTPError as error:
-            raise WorkflowError(_refusal(graph, error.read())) from None
-        except OSError as error:
-            raise WorkflowError(f"{self.url}: {error or 'no answer'}") from error
+            socket = create_connection(address, timeout=self.timeout)
+        except (WebSocketException, OSError) as error:
+            raise self._unreachable(error) from error
+        with closing(socket):
+            socket.settimeout(min(self.timeout, patience or self.timeout))
+            try:
+                queued = json.loads(self.request("/prompt", {"prompt": graph, "client_id": client}))["prompt_id"]
+            except Refused as error:
+                raise WorkflowError(_refusal(graph, error.reply)) from None
+            return self._follow(self._messages(socket, queued, patience), queued, graph, listen)
+
+    def _messages(self, socket: WebSocket, prompt: str, patience: float | None) -> Iterator[str]:
+        """The server's messages. When there are none for a while, it is asked whether it is still at work."""
+        heard, missing = time.monotonic(), False
+        while True:
+            try:
+                message = socket.recv()
+            except WebSocketTimeoutException:
+                silence, gone = time.monotonic() - heard, not self._has(prompt)
+                if gone and missing:  # the last word may have been under way when it was asked first
+                    raise WorkflowError(f"{self.url} no longer knows of this workflow: was it restarted?") from None
+                if patience is not None and silence >= patience:
+                    raise WorkflowError(f"{self.url} is at work and has said nothing for {silence:.0f} s") from None
+                missing = gone
+                continue
+            except (WebSocketException, OSError) as error:
+                raise WorkflowError(f"{self.url} went away ({error})") from error
+            if message == "":
+                raise WorkflowError(f"{self.url} went away (it closed the connection)")
+            heard, missing = time.monotonic(), False
+            if isinstance(message, str):  # binary ones are previews
+                yield message
+
+    def _has(self, prompt: str) -> bool:
+        """Whether a workflow is running or waiting there."""
+        queue = json.loads(self.request("/queue"))
+        return any(prompt in entry for entries in queue.values() for entry in entries)
+
+    def _address(self, path: str) -> str:
+        return self.url.rstrip("/") + path
+
+    def _unreachable(self, error: Exception) -> WorkflowError:
+        if isinstance(error, (requests.Timeout, WebSocketTimeoutException, TimeoutError)):
+            return WorkflowError(
+                f"{self.url} did not answer within {self.timeout:g} s: is that a ComfyUI, and is it well? If it is "
+                "only slow, give it longer (--timeout)"
+            )
+        return WorkflowError(f"{self.url} cannot be reached: is ComfyUI running there? ({error})")
 
     def _follow(self, socket: Iterable[str], prompt: str, graph: Graph, listen: Listen) -> Result:
         result, failure = Result(self), None
@@ -132,6 +216,7 @@ def run_workflow(
     changes: Mapping[str, Any] | None = None,
     uploads: Iterable[Path | str] = (),
     listen: Listen = lambda kind, data: None,
+    timeout: float = TIMEOUT,
 ) -> Result:
     """Runs an API-format workflow on a running server.
 
@@ -141,17 +226,18 @@ def run_workflow(
         changes: {"node title or id.input": value}.
         uploads: files for the server's input folder; inputs refer to them by file name.
         listen: called with every event.
+        timeout: seconds to wait for each answer of the server; the workflow itself may take as long as it likes.
 
     Raises:
         ValueError: the workflow cannot be read, or a change does not fit it.
-        WorkflowError: the server cannot be reached, refuses the workflow, or a node failed.
+        WorkflowError: the server cannot be reached, does not answer, refuses the workflow, or a node failed.
     """
     graph = changed(workflow if isinstance(workflow, dict) else read_graph(workflow), changes or {})
-    running = Server(server)
+    running = Server(server, timeout)
     try:
         for file in uploads:
             running.upload(file)
-    except OSError as error:
+    except (OSError, WorkflowError) as error:
         raise WorkflowError(f"cannot upload {file}: {error}") from error
     return running.run(graph, listen)
 
@@ -203,11 +289,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="title or id of a node")
     parser.add_argument("--upload", action="append", default=[], metavar="FILE", help="into the server's input folder")
     parser.add_argument("--out", type=Path, help="a file, or a folder for several")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="to wait for each answer of the server, however long the workflow takes (default: %(default)g)",
+    )
     options = parser.parse_args(arguments)
     changes = dict(item.split("=", 1) if "=" in item else parser.error(f"no '=' in {item}") for item in options.set)
     try:
         graph = read_graph(options.workflow)
-        result = run_workflow(options.server, graph, changes, options.upload, Progress(graph))
+        show = Progress(graph)
+        result = run_workflow(options.server, graph, changes, options.upload, show, options.timeout)
         texts = (text for output in result.outputs.values() for text in output.get("text", ()))
         for text in dict.fromkeys(texts):  # a node's figures and the node that shows them say the same
             print(text)

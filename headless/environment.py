@@ -24,7 +24,7 @@ VENV = ROOT / ".venv"
 TORCH, TORCHVISION = "2.13.0", "0.28.0"  # a pair: each torchvision fits one torch, and neither may be replaced later
 TRITON = "3.7.1"
 TOOLS = ("pytest", "ruff")
-REQUIREMENTS = ROOT / "requirements.txt"
+REQUIREMENTS = ROOT / "requirements.txt", Path(__file__).with_name("requirements.txt")  # the pack's, the client's
 SHIM = Path(__file__).with_name("torchvision_cpu_ops.py")
 UNUSED_BY_US = ("torch", "torchvision", "torchaudio")  # of ComfyUI's: two are pinned above, audio it starts without
 FORGOTTEN_BY_COMFYUI = ("requests",)
@@ -53,7 +53,7 @@ def prepare(torch: str = TORCH, torchvision: str = TORCHVISION) -> None:
     python = interpreter()
     # torch goes first and alone, so that nothing that follows can choose another.
     _pip(python, f"torch=={torch}", f"torchvision=={torchvision}")
-    _pip(python, f"torch=={torch}", f"torchvision=={torchvision}", "-r", str(REQUIREMENTS), *TOOLS)
+    _pip(python, f"torch=={torch}", f"torchvision=={torchvision}", *_read(REQUIREMENTS), *TOOLS)
     if not _imports(python, "triton") and (platform.system(), platform.machine()) == ("Linux", "x86_64"):
         _pip(python, f"triton=={TRITON}")  # a CUDA torch brings its own
     if comfyui is not None:
@@ -77,9 +77,14 @@ def comfyui_requirements(comfyui: Path) -> list[str]:
 
 
 def _fingerprint(comfyui: Path | None, torch: str, torchvision: str) -> str:
-    parts = [torch, torchvision, TRITON, *TOOLS, REQUIREMENTS.read_text(), SHIM.read_text()]
+    parts = [torch, torchvision, TRITON, *TOOLS, *(file.read_text() for file in REQUIREMENTS), SHIM.read_text()]
     parts += comfyui_requirements(comfyui) if comfyui else []
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _read(files: tuple[Path, ...]) -> list[str]:
+    """As pip's arguments."""
+    return [part for file in files for part in ("-r", str(file))]
 
 
 def _pip(python: Path, *packages: str) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..backbones.loading import load_backbone
+from ..engine.edit import edit
 from ..engine.inversion import invert
 from ..engine.monitor import Monitor
-from ..engine.nouns import PLAIN
-from ..engine.sampling import edit
-from ..methods.str_match import str_latent_optimizer
+from ..engine.plan import PLAIN
+from ..methods.str_match import STRLatentOptimizer
 from .comfyui import ROOT
 from .graph import Graph, find_node, is_link
 
@@ -39,13 +39,13 @@ def edits(graph: Graph, frames: Tensor, strengths: Sequence[float], steps: Steps
     model = settings(graph, "WeftLoadModel")
     folder = ROOT / "toyworld" / "weights" / Path(model["model"]).name
     backbone = load_backbone(folder, name=model["model"], dtype=model["dtype"])
-    source, target, negative = (None if text is None else backbone.embed(text) for text in prompts(graph))
+    source, target, negative = (None if text is None else backbone.text.embed(text) for text in prompts(graph))
     inversion, sampler = settings(graph, "WeftDDIMInversion"), settings(graph, "WeftEditSampler")
     edit_steps, monitor = inversion.pop("edit_steps"), StepMonitor("invert", steps)
-    trajectory = invert(backbone, backbone.encode(frames), source, **inversion, monitor=monitor)
+    trajectory = invert(backbone, backbone.codec.encode(frames), source, **inversion, monitor=monitor)
     trajectory = trajectory.thinned(edit_steps) if edit_steps else trajectory
     for strength in strengths:
-        plan = str_latent_optimizer(PLAIN, **{**settings(graph, "WeftSTRLatentOptimizer"), "strength": strength})
+        plan = PLAIN.then(STRLatentOptimizer(**{**settings(graph, "WeftSTRLatentOptimizer"), "strength": strength}))
         monitor = StepMonitor(f"edit at strength {strength:g}", steps)
         numbers = {
             "negative": negative,
@@ -54,7 +54,7 @@ def edits(graph: Graph, frames: Tensor, strengths: Sequence[float], steps: Steps
             "chunk_frames": sampler["chunk_frames"],
             "seed": sampler["seed"],
         }
-        yield backbone.decode(edit(backbone, trajectory, target, plan=plan, **numbers, monitor=monitor))
+        yield backbone.codec.decode(edit(backbone, trajectory, target, plan=plan, **numbers, monitor=monitor))
 
 
 def prompts(graph: Graph) -> tuple[str, str, str | None]:

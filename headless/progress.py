@@ -1,14 +1,16 @@
-"""A workflow's events as lines on a terminal, or in a log."""
+"""A workflow's events as lines and bars on a terminal, or as lines in a log."""
 
 from __future__ import annotations
 
 import sys
 from typing import TextIO
 
+from tqdm import tqdm
+
 from .graph import Graph, title
 
-WIDTH = 30
-LOG_LINES = 4  # a step bar that is not on a terminal is written so many times
+BAR = "    [{elapsed}<{remaining}] {bar:30} {n_fmt}/{total_fmt}"
+LOG_LINES = 4  # a bar that is not on a terminal is written so many times
 
 
 class Progress:
@@ -16,7 +18,7 @@ class Progress:
 
     def __init__(self, graph: Graph, out: TextIO | None = None):
         self.graph, self.out = graph, out or sys.stderr
-        self.open = False  # a bar is on the line
+        self.steps: tqdm | None = None  # the bar that is on the line
 
     def __call__(self, kind: str, data: dict) -> None:
         if kind == "execution_cached" and data["nodes"]:
@@ -36,14 +38,15 @@ class Progress:
     def bar(self, done: int, total: int) -> None:
         """`done` of `total` steps."""
         if self.out.isatty():
-            self.open = True
-            filled = WIDTH * done // total
-            print(f"\r    [{'#' * filled:<{WIDTH}}] {done}/{total}", end="", file=self.out, flush=True)
+            if self.steps is None or self.steps.total != total:
+                self.end()
+                self.steps = tqdm(total=total, file=self.out, bar_format=BAR)
+            self.steps.update(done - self.steps.n)
         elif done and done * LOG_LINES // total > (done - 1) * LOG_LINES // total:
             print(f"    {done}/{total}", file=self.out, flush=True)
 
     def end(self) -> None:
         """Leaves the bar's line."""
-        if self.open:
-            print(file=self.out)
-        self.open = False
+        if self.steps is not None:
+            self.steps.close()
+        self.steps = None

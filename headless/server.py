@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .client import Server
+from .client import Server, WorkflowError
 from .comfyui import ROOT
 
 PACK = "weft"  # the folder name in custom_nodes, which web pages and templates go by
@@ -74,7 +74,7 @@ def _wait_until_ready(process: subprocess.Popen, server: Server, log: Path) -> N
         try:
             server.request("/system_stats")
             return
-        except OSError:
+        except WorkflowError:
             pass
         try:
             process.wait(timeout=0.2)

@@ -14,5 +14,4 @@ stem          STEM inversion: self-attention on a few hundred bases that all fra
 token_flow    TokenFlow: keyframes edited together, their tokens carried along the source's motion
 fate_zero     FateZero: the source's attention, but where the edited thing is
 words         words of two prompts and their tokens, for methods that fuse cross-attention
-evaluate      figures of an edit: PSNR to source and reference, background, flicker
 """

@@ -15,20 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engine.autograd import ordinary, plain_torch
+from ..engine.call import Evaluation
+from ..engine.edit import edit
 from ..engine.inversion import add_noise
 from ..engine.monitor import SILENT, Monitor
-from ..engine.nouns import Evaluation, Prompt
-from ..engine.sampling import edit
-
-if TYPE_CHECKING:
-    from ..backbones.protocol import Backbone
+from ..engine.plan import PLAIN
+from ..engine.ports import Backbone, Predict
+from ..engine.words import POSITIVE, Prompt
 
 LEVELS = 500  # noise levels to draw from, evenly spaced over the model's own
 PAIRS_AT_ONCE = 4  # through the VAE
@@ -66,13 +65,13 @@ def candidates(
     _require_frame(frame, "frame")
     if count < 1:
         raise ValueError(f"want at least 1 candidate, got {count}")
-    latents, empty = backbone.encode(frame), backbone.embed("") if negative is None else negative
+    latents, empty = backbone.codec.encode(frame), backbone.text.embed("") if negative is None else negative
     scales = {"guidance": guidance, "image_guidance": image_guidance}
     edits = []
     for i in range(count):
         trajectory = add_noise(backbone, latents, empty, steps=steps, seed=seed + i)
         edits.append(edit(backbone, trajectory, instruction, monitor=_Share(monitor, i, count), **scales))
-    return backbone.decode(torch.cat(edits))
+    return backbone.codec.decode(torch.cat(edits))
 
 
 class _Share(Monitor):
@@ -150,7 +149,7 @@ def _pairs(backbone: Backbone, pair: Tensor, count: int, ranges: Ranges, generat
         monitor.check()
         some = range(first, min(first + PAIRS_AT_ONCE, count))
         pictures = torch.cat([transform(pair, ranges, generator) for _ in some])
-        latents.append(backbone.scale(backbone.encode(pictures)).unflatten(0, (-1, 2)))
+        latents.append(backbone.codec.scale(backbone.codec.encode(pictures)).unflatten(0, (-1, 2)))
     return torch.cat(latents)
 
 
@@ -177,7 +176,7 @@ def fit(
     Whenever it ends, also by an error or a cancel, the parameters are those after the last whole step.
 
     Args:
-        parameters: of the network that `backbone.predict` evaluates, in float32 though the network be in less.
+        parameters: of the network that `backbone.denoiser` evaluates, in float32 though the network be in less.
         source, edited: [1, H, W, 3] in 0..1, the root pair.
         rate: learning rate of AdamW; InstructPix2Pix was trained with 1e-4.
         drop: how often the text, the picture, and both are left out, each (InstructPix2Pix: 5 %), for guidance.
@@ -192,31 +191,37 @@ def fit(
     """
     _require_trainable(backbone, parameters, source, edited, instruction, steps, rate, drop)
     generator = torch.Generator().manual_seed(seed)
-    empty, schedule = backbone.embed(""), backbone.schedule(LEVELS)
+    denoiser, empty = backbone.denoiser, backbone.text.embed("")
+    schedule = denoiser.schedule(LEVELS)
     pair = torch.cat([ordinary(source), ordinary(edited)]).float()
-    latents = _pairs(backbone, pair, steps, ranges, generator, monitor).to(backbone.device)
+    latents = _pairs(backbone, pair, steps, ranges, generator, monitor).to(denoiser.device)
     optimizer = torch.optim.AdamW(parameters, lr=rate)
-    losses = []
-    with backbone.resident("network", latents[0, :1, 0].numel()), torch.enable_grad():
+    losses: list[float] = []
+
+    def body(predict: Predict) -> None:
         for step, (given, wanted) in enumerate(latents):
             monitor.check()
             level = int(torch.randint(1, LEVELS + 1, (), generator=generator))
             eps = torch.randn(wanted.shape, generator=generator).to(wanted)
             dice = torch.rand((), generator=generator).item() / drop if drop else math.inf
-            call = Evaluation(  # 0..1 leaves out the text, 1..2 both, 2..3 the picture
+            evaluation = Evaluation(  # 0..1 leaves out the text, 1..2 both, 2..3 the picture
                 schedule.noised(wanted, eps, level)[None, None],
                 schedule.label(level),
                 (empty if dice < 2 else instruction,),
-                ("positive",),
+                (POSITIVE,),
                 image=given[None] * (not 1 <= dice < 3),
             )
-            error = (backbone.predict(call)[0, 0] - schedule.answer(wanted, eps, level)).square()
+            error = (predict(evaluation, PLAIN)[0, 0] - schedule.answer(wanted, eps, level)).square()
             optimizer.zero_grad()
             error.sum().backward()  # not the mean, whose gradient half precision would lose; AdamW does not mind
             losses.append(error.mean().item())
             _require_number(losses[-1], parameters, step)
             optimizer.step()
             monitor.progress(step + 1, steps)
+
+    reserve = denoiser.bytes(1, 1, tuple(latents.shape[-2:]), grad=True)
+    with torch.enable_grad():
+        denoiser.session([empty, instruction], latents[:1, 0], schedule, body, reserve=reserve)
     return losses
 
 
@@ -229,7 +234,7 @@ def _require_number(loss: float, parameters: Sequence[nn.Parameter], step: int) 
 
 
 def _require_trainable(backbone, parameters, source, edited, instruction, steps, rate, drop) -> None:
-    if not backbone.sees_source:
+    if not backbone.denoiser.sees_source:
         raise ValueError(
             f"'{backbone.name}' is not given the source's picture and cannot learn from a pair: use an instruction "
             "model (InstructPix2Pix)"
@@ -238,12 +243,9 @@ def _require_trainable(backbone, parameters, source, edited, instruction, steps,
     _require_frame(edited, "edited picture")
     if source.shape != edited.shape:
         raise ValueError(f"source and edited picture differ in size: {list(source.shape)} and {list(edited.shape)}")
-    if instruction.model != backbone.fingerprint:
-        raise ValueError(
-            f"the prompt '{instruction.text}' was encoded by another model: encode it with '{backbone.name}'"
-        )
-    if len(instruction.embedding) != 1:
-        raise ValueError(f"want one instruction for the pair, got one for each of {len(instruction.embedding)} frames")
+    if instruction.frames != 1:
+        raise ValueError(f"want one instruction for the pair, got one for each of {instruction.frames} frames")
+    backbone.require_prompt(instruction, 1)
     if small := {p.dtype for p in parameters if p.dtype.itemsize < torch.float32.itemsize}:
         raise ValueError(
             f"want parameters in float32, got {', '.join(map(str, small))}: steps as small as {rate:g} are lost there"

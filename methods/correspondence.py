@@ -14,22 +14,24 @@ compared by cosine similarity within a window of the next and the previous frame
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, get_args
+from functools import partial
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.autograd import ordinary, plain_torch
+from ..engine.call import Evaluation, Run
 from ..engine.correspondence import Correspondence
+from ..engine.evaluate import evaluate_with
 from ..engine.inversion import Noise
 from ..engine.monitor import SILENT, Monitor
-from ..engine.nouns import Block, Control, Evaluation, Prompt
+from ..engine.plan import PLAIN
+from ..engine.ports import Backbone, Denoiser, Predict
+from ..engine.probe import read_feature
+from ..engine.words import SOURCE, Block, Model, Prompt
 from ..kernels import windowed_topk
-
-if TYPE_CHECKING:
-    from ..backbones.protocol import Backbone
 
 STAGES = 4  # of Stable Diffusion's decoder, which up_block counts as DIFT does
 FINE_STEPS = 500  # a schedule whose labels are near every timestep
@@ -54,7 +56,7 @@ def correspondence(
     """Matches every place of every frame in the next and in the previous frame.
 
     Args:
-        latents: the source clip as `backbone.encode` gives it, at least 2 frames.
+        latents: the source clip as `backbone.codec.encode` gives it, at least 2 frames.
         timestep: of the noise put on the frames, 0..999; the model's nearest is taken.
         window: side of the square searched around a place, in places of the feature grid; odd. Motion from frame to
             frame of more than half of it is lost.
@@ -76,19 +78,22 @@ def correspondence(
         raise ValueError(f"want 1 draw of the noise or more, got {ensemble}")
     if noise not in get_args(Noise):
         raise ValueError(f"no noise '{noise}': want one of {', '.join(get_args(Noise))}")
-    clean = backbone.scale(ordinary(latents)).to(backbone.device, torch.float32)
+    denoiser, prompt = backbone.denoiser, backbone.text.embed("")
+    clean = backbone.codec.scale(ordinary(latents)).to(denoiser.device, torch.float32)
     if len(clean) < 2:
         raise ValueError(f"matching wants a clip of at least 2 frames, got {len(clean)}")
-    block = decoder_stage(backbone, up_block)
+    block = decoder_stage(denoiser, up_block)
     generator = torch.Generator().manual_seed(seed)
     shape = (ensemble, 1 if noise == "shared" else len(clean), *clean.shape[1:])
     eps = torch.randn(shape, generator=generator).to(clean).expand(-1, len(clean), -1, -1, -1)
 
-    forward, backward, last, grid = [], [], None, None
-    part = FRAMES_AT_ONCE if backbone.framewise else len(clean)
-    with backbone.resident("network", clean[:part, 0].numel()):
-        prompt = backbone.embed("")
-        for features in _features(backbone, clean, eps, timestep, prompt, block, part, monitor):
+    part = FRAMES_AT_ONCE if denoiser.framewise else len(clean)
+    schedule = denoiser.schedule(FINE_STEPS)
+    level = 1 + min(range(schedule.steps), key=lambda i: abs(schedule.timesteps[i] - timestep))
+
+    def body(predict: Predict) -> Correspondence:
+        forward, backward, last, grid = [], [], None, None
+        for features in _features(denoiser, predict, clean, eps, level, prompt, block, part, monitor):
             grid = tuple(features.shape[-2:])
             tokens = F.normalize(features, dim=1, eps=SMALLEST_NORM).flatten(2).mT
             tokens = tokens if last is None else torch.cat([last, tokens])
@@ -97,32 +102,35 @@ def correspondence(
                 for tables, direction in ((forward, "forward"), (backward, "backward")):
                     table, _ = windowed_topk(tokens, *grid, window=window, k=top_k, direction=direction)
                     tables.append(table.cpu())
-    return Correspondence(torch.cat(forward), torch.cat(backward), grid, block.level, window, backbone.fingerprint)
+        return Correspondence(torch.cat(forward), torch.cat(backward), grid, block.level, window, denoiser.fingerprint)
+
+    reserve = denoiser.bytes(1, part, tuple(clean.shape[-2:]))
+    return denoiser.session([prompt], clean, schedule, body, reserve=reserve)
 
 
-def decoder_stage(backbone: Backbone, up_block: int) -> Block:
+def decoder_stage(model: Model, up_block: int) -> Block:
     """The stage that DIFT's number means in this model: see `correspondence`."""
     if up_block not in range(1, STAGES):
         raise ValueError(f"no up_block {up_block}: want 1, 2 or 3, the last")
-    stages = [block for block in backbone.blocks if block.kind == "stage"]
+    stages = [block for block in model.blocks if block.kind == "stage"]
     if not stages:
-        raise ValueError(f"'{backbone.name}' has no decoder stages whose features could be matched")
+        raise ValueError(f"'{model.name}' has no decoder stages whose features could be matched")
     return stages[max(0, len(stages) - STAGES + up_block)]
 
 
 def _features(
-    backbone: Backbone,
+    denoiser: Denoiser,
+    predict: Predict,
     clean: Tensor,
     eps: Tensor,
-    timestep: int,
+    level: int,
     prompt: Prompt,
     block: Block,
     part: int,
     monitor: Monitor,
 ) -> Iterator[Tensor]:
     """[f, C, h, w] float32 of so many frames at a time, mean over the draws `eps` [E, F, C, h, w]."""
-    schedule = backbone.schedule(FINE_STEPS)
-    level = 1 + min(range(schedule.steps), key=lambda i: abs(schedule.timesteps[i] - timestep))
+    schedule, evaluate = denoiser.schedule(FINE_STEPS), partial(evaluate_with, predict)
     for first in range(0, len(clean), part):
         at = slice(first, first + part)
         frames = tuple(range(len(clean)))[at]
@@ -130,38 +138,12 @@ def _features(
         for draw in eps:
             monitor.check()
             latents = schedule.noised(clean[at], draw[at], level)
-            picture = clean[at] if backbone.sees_source else None
-            label = schedule.label(level)
-            evaluation = Evaluation(latents[None], label, (prompt,), ("source",), image=picture, frames=frames)
-            total = total + read_feature(backbone, evaluation, block)[0].float()
+            picture, label = clean[at] if denoiser.sees_source else None, schedule.label(level)
+            run = Run(monitor=monitor)
+            evaluation = Evaluation(latents[None], label, (prompt,), (SOURCE,), image=picture, frames=frames, run=run)
+            total = total + read_feature(evaluate, evaluation, PLAIN, block)[0].float()
         monitor.progress(frames[-1] + 1, len(clean))
         yield total / len(eps)
-
-
-class _Enough(Exception):
-    """Raised inside a forward pass once the features have been read."""
-
-
-@dataclass(frozen=True)
-class _Reader(Control):
-    wanted: Block
-    read: list[Tensor] = field(default_factory=list)
-
-    def feature(self, block: Block, x: Tensor, evaluation: Evaluation) -> Tensor:
-        if block == self.wanted:
-            self.read.append(x)
-            raise _Enough
-        return x
-
-
-def read_feature(backbone: Backbone, evaluation: Evaluation, block: Block) -> Tensor:
-    """[R, F, C, h, w] out of one block, by a forward pass that stops there."""
-    reader = _Reader(block)
-    try:
-        backbone.predict(evaluation, (reader,))
-    except _Enough:
-        return reader.read[0]
-    raise ValueError(f"'{backbone.name}' has no block '{block.name}'")
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

@@ -13,22 +13,22 @@ differs  the paper does not say where its attention acts. Its equation 13 has ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..engine.call import Attend, Call
 from ..engine.correspondence import Correspondence
-from ..engine.nouns import Attend, AttentionCall, Control, EditPlan, Trajectory
+from ..engine.plan import Control, Needs, Slot
+from ..engine.source import Trajectory
+from ..engine.words import Model, Prompt
 from ..kernels import gather_attention
 from ..kernels.tiles import computing_dtype, row_tiles
 from .merging import merge_bipartite, merge_pairs
-
-if TYPE_CHECKING:
-    from ..backbones.protocol import Backbone
 
 Tokens = Literal["output", "projected"]
 Levels = Literal["finest", "all"]
@@ -39,9 +39,26 @@ BUDGET = 2**22  # gathered numbers held at once where lists are merged, 16 MB in
 
 @dataclass(frozen=True, eq=False)
 class CorrespondenceAttention(Control):
-    """See `correspondence_attention`."""
+    """Attention along the correspondences of the clip.
 
-    needs_all_frames: ClassVar[bool] = True
+    Args:
+        found: of the very clip that is edited, from the model that edits.
+        tokens: "output": of the layer's own attention, before its output projection, are query, key and value;
+            "projected": the layer's queries, keys and values, whose own attention then only strength below 1 needs.
+        levels: "finest": the layers of the correspondence's resolution; "all": the coarser ones too, whose places ask
+            the place in their middle. Layers finer than the correspondence are left alone.
+        strength: 0..1, from the plain attention's output to the guided one's; 0 is the plain edit bit for bit.
+        merge_ratio: share of each token's list that is merged away, 0 (off) to under 1; the paper's is 0.5. Since
+            queries are taken a few at a time, it saves no memory here; see benchmarks/results/cove_cost_cpu.md.
+        merging: "bipartite" matching, or "pairs": the mean over two frames that follow each other, match by match,
+            which merges half whatever the ratio and is faster.
+
+    Raises:
+        ValueError: a number out of range or an unknown choice; when sampling, a correspondence of another clip or
+            model, or one whose resolution the model has no attention at.
+    """
+
+    slot: ClassVar[Slot] = "output"
 
     found: Correspondence
     tokens: Tokens = "output"
@@ -62,17 +79,22 @@ class CorrespondenceAttention(Control):
     def acts_at(self, seam: str) -> bool:
         return self.strength > 0 and super().acts_at(seam)
 
-    def check(self, trajectory: Trajectory, backbone: Backbone) -> None:
-        frames, _, h, w = trajectory.latents[0].shape
-        self.found.require(frames, _coarser((h, w), self.found.level))
-        if self.found.model != backbone.fingerprint:
+    def needs(self) -> Needs:
+        return Needs(all_frames=True)
+
+    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+        if self.found.model != model.fingerprint:
             raise ValueError(
                 f"the correspondence was found with another model (fingerprint {self.found.model}) than "
-                f"'{backbone.name}' ({backbone.fingerprint}), which is to edit: make it with that one"
+                f"'{model.name}' ({model.fingerprint}), which is to edit: make it with that one"
             )
-        if not any(s.kind == "spatial" and self._octaves(s.level) is not None for s in backbone.sites):
+        guided = [s for s in model.sites if s.kind == "spatial" and self._octaves(s.level) is not None]
+        at_its_level = [p for p in (*model.sites, *model.blocks) if p.level == self.found.level]
+        frames, *grid = model.grid(at_its_level[0], trajectory.shape)
+        self.found.require(frames, tuple(grid))
+        if not guided:
             raise ValueError(
-                f"'{backbone.name}' has no self-attention at the resolution of this correspondence: choose levels "
+                f"'{model.name}' has no self-attention at the resolution of this correspondence: choose levels "
                 "'all', or another up_block where the correspondence is made"
             )
 
@@ -81,36 +103,24 @@ class CorrespondenceAttention(Control):
         octaves = level - self.found.level
         return octaves if octaves == 0 or (self.levels == "all" and octaves > 0) else None
 
-    def attention(self, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+    def attention(self, call: Call, attend: Attend) -> Tensor:
         octaves = self._octaves(call.site.level)
-        if call.site.kind != "spatial" or octaves is None:
-            return attend(q, k, v)
-        self._require_this_clip(call, octaves, k)
-        plain = attend(q, k, v) if self.tokens == "output" or self.strength < 1 else None
-        if self.tokens == "output":
-            q = k = v = plain
+        if call.site.kind != "spatial" or octaves is None or len(call.frames) < 2:
+            return attend(call)
+        plain = attend(call) if self.tokens == "output" or self.strength < 1 else None
+        q, k, v = (plain,) * 3 if self.tokens == "output" else (call.q, call.k, call.v)
         guided = self._guided(call, octaves, q, k, v)
         return guided if self.strength == 1 else torch.lerp(plain, guided, self.strength)
 
-    def _require_this_clip(self, call: AttentionCall, octaves: int, k: Tensor) -> None:
-        frames, *grid = call.grid
-        if (frames, tuple(grid)) != (self.found.frames, _coarser(self.found.grid, octaves)):
-            self.found.require(frames, (grid[0] << octaves, grid[1] << octaves))
-        if k.shape[1] != frames:
-            raise ValueError(
-                "correspondence attention wants the tokens frame by frame: put it before spatio-temporal attention "
-                "in the plan, which then acts inside it"
-            )
-
-    def _guided(self, call: AttentionCall, octaves: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of q [R, F, H, N, D] over each token's own list."""
+    def _guided(self, call: Call, octaves: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of q [R, F, H, N, D] over each token's own list, in the frames that this call has."""
         found = self.found.to(q.device)
         keys = rearrange(k, "r f h n d -> r h (f n) d")
         values = keys if v is k else rearrange(v, "r f h n d -> r h (f n) d")
         out = []
-        for frame in range(found.frames):
-            call.evaluation.monitor.check()
-            tokens = q[:, frame], keys, values, lists_of(found, frame, octaves)
+        for at, frame in enumerate(call.frames):
+            call.run.monitor.check()
+            tokens = q[:, at], keys, values, lists_of(found, frame, octaves, call.frames)
             if self.merge_ratio:
                 out.append(merged_attention(*tokens, call.scale, self._merge))
             else:
@@ -121,28 +131,6 @@ class CorrespondenceAttention(Control):
         if self.merging == "pairs":
             return merge_pairs(keys, values, there, self.found.top_k)
         return merge_bipartite(keys, values, there, self.merge_ratio)
-
-
-def correspondence_attention(plan: EditPlan, found: Correspondence, **numbers) -> EditPlan:
-    """`plan` with attention along the correspondences of the clip.
-
-    Args:
-        found: of the very clip that is edited, from the model that edits.
-        tokens: "output": of the layer's own attention, before its output projection, are query, key and value;
-            "projected": the layer's queries, keys and values, whose own attention then only strength below 1 needs.
-        levels: "finest": the layers of the correspondence's resolution; "all": the coarser ones too, whose places ask
-            the place in their middle. Layers finer than the correspondence are left alone.
-        strength: 0..1, from the plain attention's output to the guided one's; 0 is the plain edit bit for bit.
-        merge_ratio: share of each token's list that is merged away, 0 (off) to under 1; the paper's is 0.5. Since
-            queries are taken a few at a time, it saves no memory here; see benchmarks/results/cove_cost_cpu.md.
-        merging: "bipartite" matching, or "pairs": the mean over two frames that follow each other, match by match,
-            which merges half whatever the ratio and is faster.
-
-    Raises:
-        ValueError: a number out of range or an unknown choice; when sampling, a correspondence of another clip or
-            model, or one whose resolution the model has no attention at.
-    """
-    return plan.then(CorrespondenceAttention(found, **numbers))
 
 
 def merged_attention(
@@ -171,22 +159,25 @@ def merged_attention(
     return torch.cat(out, 2).to(q.dtype)
 
 
-def lists_of(found: Correspondence, frame: int, octaves: int = 0) -> Tensor:
+def lists_of(found: Correspondence, frame: int, octaves: int = 0, among: Sequence[int] | None = None) -> Tensor:
     """[N, (F-1) K] int32: the tokens of the other frames that each token of a frame looks at, numbered f * N + n.
 
     Frames ascending, in each the best match first; -1 is padding. With `octaves`, tokens are those of a grid coarser
-    by that many halvings, and ask the place in their middle.
+    by that many halvings, and ask the place in their middle. With `among`, frames are these of the clip alone, and f
+    counts in them.
     """
+    among = range(found.frames) if among is None else among
     (height, width), stride = found.grid, 2**octaves
     h, w = _coarser(found.grid, octaves)
     device = found.forward.device
     rows = (torch.arange(h, device=device) * stride + stride // 2).clamp(max=height - 1)
     columns = (torch.arange(w, device=device) * stride + stride // 2).clamp(max=width - 1)
     matches = found.matches(frame, (rows[:, None] * width + columns).flatten())
-    others = torch.tensor([other for other in range(found.frames) if other != frame], device=device)
+    others = [(i, other) for i, other in enumerate(among) if other != frame]
+    numbers, others = (torch.tensor(n, device=device) for n in zip(*others))
     matches = matches[others]
     tokens = matches // width // stride * w + matches % width // stride
-    tokens = (tokens + (others * h * w)[:, None, None]).masked_fill(matches < 0, -1)
+    tokens = (tokens + (numbers * h * w)[:, None, None]).masked_fill(matches < 0, -1)
     return rearrange(tokens, "f n k -> n (f k)").int()
 
 

@@ -20,17 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from functools import partial
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.nouns import Attend, AttentionCall, Control, EditPlan, Evaluation, Trajectory
+from ..engine.call import Attend, Call, Evaluation, Run
+from ..engine.plan import Control, Needs, Slot, joined_rows
+from ..engine.source import Trajectory
+from ..engine.words import SOURCE, Model, Prompt, Row
 from . import words as text
-
-if TYPE_CHECKING:
-    from ..backbones.protocol import Backbone
 
 Mapping = Literal["refine", "replace"]
 KeyFrames = Literal["previous_and_first", "middle", "own"]
@@ -42,35 +43,56 @@ class Watch:
     """Sums, over layers, of the source's attention to the chosen words, by level and frame of the clip."""
 
     at: list[int]  # positions of the words' tokens
-    maps: dict[int, dict[int, Tensor]] = field(default_factory=dict)  # level -> frame -> [h, w]
+    maps: dict[int, dict[int, dict[str, Tensor]]] = field(default_factory=dict)  # level -> frame -> layer -> [h, w]
 
-    def add(self, call: AttentionCall, q: Tensor, k: Tensor) -> None:
-        """q, k [F, H, N or L, D] of the source."""
-        maps = (q * call.scale @ k.mT).softmax(-1, dtype=torch.float32)[..., self.at].sum(-1).mean(1)
-        level = self.maps.setdefault(call.site.level, {})
-        for frame, one in zip(call.evaluation.frames, maps.unflatten(-1, call.grid[1:])):
-            level[frame] = level[frame] + one if frame in level else one
+    def add(self, source: Call) -> None:
+        """One cross-attention call of the source. Told again of the same frames, it forgets what it was told."""
+        q, k = source.q[0], source.k[0]
+        maps = (q * source.scale @ k.mT).softmax(-1, dtype=torch.float32)[..., self.at].sum(-1).mean(1)
+        level = self.maps.setdefault(source.site.level, {})
+        for frame, one in zip(source.frames, maps.unflatten(-1, source.grid[1:])):
+            level.setdefault(frame, {})[source.site.layer] = one
 
     def chosen(self) -> dict[int, Tensor]:
-        """The maps whose size is nearest to the paper's 16x16."""
-        ratio = {level: next(iter(m.values())).numel() / MASK_CELLS for level, m in self.maps.items()}
-        return self.maps[min(ratio, key=lambda level: max(ratio[level], 1 / ratio[level]))]
+        """frame -> [h, w], of the maps whose size is nearest to the paper's 16x16."""
+        size = {level: next(iter(next(iter(m.values())).values())).numel() for level, m in self.maps.items()}
+        nearest = min(size, key=lambda level: max(size[level] / MASK_CELLS, MASK_CELLS / size[level]))
+        return {frame: sum(layers.values()) for frame, layers in self.maps[nearest].items()}
 
 
 @dataclass(frozen=True)
 class Fusion:
     """What one step's attention needs to know."""
 
-    tokens: text.TokenMap
-    weights: Tensor  # [L]
+    tokens: dict[Row, text.TokenMap]  # of each positive row
+    weights: dict[Row, Tensor]  # [L]
     words: dict[int, Tensor] | None  # frame -> [h, w], attention of the source to the chosen words
 
 
 @dataclass(frozen=True)
 class FateZero(Control):
-    """See `fate_zero`."""
+    """FateZero's attention fusion.
 
-    needs_source: ClassVar[bool] = True
+    Args:
+        words: of the source's prompt, the thing to edit; where it is, the edit keeps its own self-attention. None:
+            all self-attention is the source's.
+        self_share: share of the run in which self-attention is fused, 0..1; 0.8.
+        cross_share: the same for cross-attention; 0.8.
+        threshold: of the words' mask, 0 or more; 0.3. From 1 on the mask is empty.
+        mapping: "refine": words that both prompts share take the source's maps, new ones keep the edit's; "replace":
+            word i of the target takes the map of word i of the source.
+        reweight: words of the target's prompt with factors on their maps.
+        key_frames: what a frame attends to, in every row: "previous_and_first" frame as in the paper, the "middle" one
+            (the released program's choice for some clips), or its "own", as an image model is trained. Give DDIM
+            Inversion the same plan, so that it attends alike.
+        most_tokens: layers with more queries are left alone; 32 x 32 as released. 0: no such limit.
+
+    Raises:
+        ValueError: a number out of range or an unknown choice; when sampling, a word that is not in its prompt,
+            prompts that cannot be mapped, or a model without both kinds of attention.
+    """
+
+    slot: ClassVar[Slot] = "map"
 
     words: tuple[str, ...] = ()
     self_share: float = 0.8
@@ -92,69 +114,76 @@ class FateZero(Control):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"no {name} '{getattr(self, name)}': want one of {', '.join(get_args(kind))}")
 
-    @property
-    def needs_all_frames(self) -> bool:
-        return self.key_frames != "own"
+    def needs(self) -> Needs:
+        own = self.key_frames == "own"
+        return Needs(source=True, all_frames=not own, keys="own" if own else "frames")
 
-    def check(self, trajectory: Trajectory, backbone: Backbone) -> None:
+    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
         for word in self.words:
             text.positions(trajectory.prompt, word)
-        if not {"spatial", "cross"} <= {site.kind for site in backbone.sites}:
-            raise ValueError(f"FateZero wants self- and cross-attention, and '{backbone.name}' does not have both")
+        if target is not None:
+            self._fused(trajectory.prompt, target)
+        if not {"spatial", "cross"} <= {site.kind for site in model.sites}:
+            raise ValueError(f"FateZero wants self- and cross-attention, and '{model.name}' does not have both")
+
+    def _fused(self, source: Prompt, target: Prompt) -> tuple[text.TokenMap, Tensor]:
+        tokens = (text.refined if self.mapping == "refine" else text.replaced)(source, target)
+        return tokens, text.weights(target, self.reweight)
 
     def evaluate(self, evaluation: Evaluation, evaluate: Callable[[Evaluation], Tensor]) -> Tensor:
-        if not {"source", "positive"} <= set(evaluation.rows):
+        edits = [row for row in evaluation.rows if row.role == "positive"]
+        if not edits or SOURCE not in evaluation.rows:
             return evaluate(evaluation)  # an inversion: nothing to fuse
-        source, target = (evaluation.prompts[evaluation.rows.index(row)] for row in ("source", "positive"))
-        tokens = (text.refined if self.mapping == "refine" else text.replaced)(source, target)
-        weights = text.weights(target, self.reweight)
-        fusion = Fusion(tokens, weights, self._words(evaluation, evaluate))
-        return evaluate(evaluation.share(self, fusion))
+        source = evaluation.prompt(SOURCE)
+        fused = {row: self._fused(source, evaluation.prompt(row)) for row in edits}
+        tokens, weights = ({row: pair[i] for row, pair in fused.items()} for i in (0, 1))
+        return evaluate(evaluation.share(self, Fusion(tokens, weights, self._words(evaluation, evaluate))))
 
     def _words(self, evaluation: Evaluation, evaluate: Callable[[Evaluation], Tensor]) -> dict[int, Tensor] | None:
         """Where the source shows the words, by an evaluation of it alone: early layers need what late ones say."""
-        if not self.words or self.threshold >= 1 or not self._fuses_self(evaluation):
+        if not self.words or self.threshold >= 1 or not self._fuses_self(evaluation.run):
             return None
-        row = evaluation.rows.index("source")
-        prompt = evaluation.prompts[row]
-        watch = Watch([at for word in self.words for at in text.positions(prompt, word)])
-        alone = replace(evaluation, latents=evaluation.latents[row][None], prompts=(prompt,), rows=("source",))
-        evaluate(alone.share(self, watch))
+        watch = Watch([at for word in self.words for at in text.positions(evaluation.prompt(SOURCE), word)])
+        evaluate(evaluation.only(SOURCE).share(self, watch))
         return watch.chosen()
 
-    def _fuses_self(self, evaluation: Evaluation) -> bool:
-        return evaluation.step < int(self.self_share * evaluation.steps)
+    def _fuses_self(self, run: Run) -> bool:
+        return run.step < int(self.self_share * run.steps)
 
-    def attention(self, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        shared = call.evaluation.shared.get(self)
+    def attention(self, call: Call, attend: Attend) -> Tensor:
+        shared = call.run.shared.get(self)
         if call.site.kind == "spatial":
-            k, v = self._keys_of_frames(k), self._keys_of_frames(v)
+            call = self._at_key_frames(call)
         if isinstance(shared, Watch) and call.site.kind == "cross" and call.site.half != "middle":
-            shared.add(call, q[0], k[0])
-        if not isinstance(shared, Fusion) or 0 < self.most_tokens < q.shape[3]:
-            return attend(q, k, v)
-        if call.site.kind == "spatial" and self._fuses_self(call.evaluation):
-            return self._self(shared, call, q, k, v, attend)
-        if call.site.kind == "cross" and call.evaluation.step < int(self.cross_share * (call.evaluation.steps + 1)):
-            return self._cross(shared, call, q, k, v, attend)
-        return attend(q, k, v)
+            shared.add(call.source)
+        if not isinstance(shared, Fusion) or 0 < self.most_tokens < call.q.shape[3]:
+            return attend(call)
+        if call.site.kind == "spatial" and self._fuses_self(call.run):
+            return self._replaced(call, attend, partial(self._self, shared))
+        if call.site.kind == "cross" and call.run.step < int(self.cross_share * (call.run.steps + 1)):
+            return self._replaced(call, attend, partial(self._cross, shared))
+        return attend(call)
 
-    def _self(self, fusion: Fusion, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        source, edit = (slice(r, r + 1) for r in (call.row("source"), call.row("positive")))
-        fused = attend(q[source], k[source], v[edit])
-        out = attend(q, k, v)
-        if fusion.words is not None:
-            mask = self.mask(torch.stack([fusion.words[f] for f in call.evaluation.frames]), call.grid[1:])
-            fused = torch.where(mask.flatten(1)[None, :, None, :, None], out[edit], fused)
-        return torch.cat([out[: edit.start], fused, out[edit.stop :]])
+    def _replaced(self, call: Call, attend: Attend, fuse: Callable[[Call, Attend, Tensor], Tensor]) -> Tensor:
+        """The call's output with that of every positive row, [1, F, H, N, D], fused."""
+        parts = dict(zip(call.rows, attend(call).split(1)))
+        for row in call.rows:
+            if row.role == "positive":
+                parts[row] = fuse(call.only(row), attend, parts[row])
+        return joined_rows(call.rows, parts)
 
-    def _cross(self, fusion: Fusion, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        source, edit = (slice(r, r + 1) for r in (call.row("source"), call.row("positive")))
-        out = attend(q, k, v)
-        weighted = fusion.weights.to(v)[:, None] * v[edit]
-        new = attend(q[source], k[source], fusion.tokens.taken.to(v) @ weighted)
-        new = new + attend(q[edit], k[edit], fusion.tokens.kept.to(v)[:, None] * weighted)
-        return torch.cat([out[: edit.start], new, out[edit.stop :]])
+    def _self(self, fusion: Fusion, call: Call, attend: Attend, own: Tensor) -> Tensor:
+        fused = attend(call.mapped(call.source))
+        if fusion.words is None:
+            return fused
+        mask = self.mask(torch.stack([fusion.words[f] for f in call.frames]), call.grid[1:])
+        return torch.where(mask.flatten(1)[None, :, None, :, None], own, fused)
+
+    def _cross(self, fusion: Fusion, call: Call, attend: Attend, own: Tensor) -> Tensor:
+        (row,) = call.rows
+        tokens, weighted = fusion.tokens[row], fusion.weights[row].to(call.v)[:, None] * call.v
+        kept = replace(call, v=tokens.kept.to(weighted)[:, None] * weighted)
+        return attend(replace(call.mapped(call.source), v=tokens.taken.to(weighted) @ weighted)) + attend(kept)
 
     def mask(self, maps: Tensor, grid: tuple[int, int]) -> Tensor:
         """Attention to the words [F, h, w] -> bool [F, *grid], where the edit keeps its own self-attention."""
@@ -162,35 +191,11 @@ class FateZero(Control):
         sized = F.interpolate(spread, size=tuple(grid))[:, 0]
         return sized / sized.amax((1, 2), keepdim=True) > self.threshold
 
-    def _keys_of_frames(self, x: Tensor) -> Tensor:
-        """k or v [R, F, H, n, D] of the frames that each frame attends to, end to end."""
-        frames = torch.arange(x.shape[1], device=x.device)
+    def _at_key_frames(self, call: Call) -> Call:
+        """The call with every frame attending to its key frames."""
         if self.key_frames == "own":
-            return x
+            return call
+        count = call.q.shape[1]
         if self.key_frames == "middle":
-            return x[:, torch.full_like(frames, len(frames) // 2)]
-        return torch.cat([x[:, (frames - 1).clamp(min=0)], x[:, torch.zeros_like(frames)]], 3)
-
-
-def fate_zero(plan: EditPlan, **numbers) -> EditPlan:
-    """`plan` with FateZero's attention fusion.
-
-    Args:
-        words: of the source's prompt, the thing to edit; where it is, the edit keeps its own self-attention. None:
-            all self-attention is the source's.
-        self_share: share of the run in which self-attention is fused, 0..1; 0.8.
-        cross_share: the same for cross-attention; 0.8.
-        threshold: of the words' mask, 0 or more; 0.3. From 1 on the mask is empty.
-        mapping: "refine": words that both prompts share take the source's maps, new ones keep the edit's; "replace":
-            word i of the target takes the map of word i of the source.
-        reweight: words of the target's prompt with factors on their maps.
-        key_frames: what a frame attends to, in every row: "previous_and_first" frame as in the paper, the "middle" one
-            (the released program's choice for some clips), or its "own", as an image model is trained. Give DDIM
-            Inversion the same plan, so that it attends alike.
-        most_tokens: layers with more queries are left alone; 32 x 32 as released. 0: no such limit.
-
-    Raises:
-        ValueError: a number out of range or an unknown choice; when sampling, a word that is not in its prompt,
-            prompts that cannot be mapped, or a model without both kinds of attention.
-    """
-    return plan.then(FateZero(**numbers))
+            return call.seeing(((count - 1) // 2,) for _ in range(count))
+        return call.seeing((max(f - 1, 0), 0) for f in range(count))

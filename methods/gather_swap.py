@@ -19,16 +19,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..engine.nouns import Attend, AttentionCall, Control, EditPlan, Evaluation, Row, Trajectory
-
-if TYPE_CHECKING:
-    from ..backbones.protocol import Backbone
+from ..engine.call import Attend, Call, Evaluation
+from ..engine.plan import Control, Needs, Slot, joined_rows
+from ..engine.source import Trajectory
+from ..engine.words import Model, Prompt
 
 Layers = Literal["self_and_cross", "self", "cross"]
 _KINDS = {"self_and_cross": ("spatial", "cross"), "self": ("spatial",), "cross": ("cross",)}
@@ -48,22 +48,25 @@ def spread(frames: int, size: int) -> tuple[int, ...]:
 
 @dataclass
 class Bank:
-    """Keys and values of the group at one step, layer by layer. It lives in that step's evaluation."""
+    """Keys and values of the group at one step, call by call. It lives in that step's evaluation.
 
-    rows: tuple[Row, ...]
+    A layer is called more than once where another method mixes the attention of rows; the calls come in the same order
+    when the group is gathered and when all frames are evaluated.
+    """
+
     resident: int  # bytes that stay on the device of the network; what comes after them waits in main memory
     budget: int  # bytes in all
     bytes: int = 0
-    held: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    held: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def store(self, layer: str, k: Tensor, v: Tensor) -> None:
+    def store(self, call: Call, k: Tensor, v: Tensor) -> None:
         self.bytes += k.nbytes + v.nbytes
         if self.bytes <= self.budget:  # over it: only counted, for the message
-            self.held[layer] = (k, v) if self.bytes <= self.resident else (_offloaded(k), _offloaded(v))
+            self.held[_named(call)] = (k, v) if self.bytes <= self.resident else (_offloaded(k), _offloaded(v))
 
-    def load(self, layer: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        k, v = self.held[layer]
-        return k.to(device, non_blocking=True), v.to(device, non_blocking=True)
+    def load(self, call: Call) -> tuple[Tensor, Tensor]:
+        k, v = self.held[_named(call)]
+        return k.to(call.q.device, non_blocking=True), v.to(call.q.device, non_blocking=True)
 
     def require_budget(self) -> None:
         if self.bytes > self.budget:
@@ -71,6 +74,11 @@ class Bank:
                 f"the keys and values of the group take {self.bytes / GB:.3g} GB a step and {self.budget / GB:.3g} GB "
                 "are allowed: use a smaller group or smaller frames, gather self-attention alone, or raise the budget"
             )
+
+
+def _named(call: Call) -> tuple:
+    """What tells one call of a layer from another: whose values, and whose queries and keys."""
+    return call.site.layer, call.rows, call.map_of
 
 
 def _offloaded(x: Tensor) -> Tensor:
@@ -81,7 +89,21 @@ def _offloaded(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class GatherSwap(Control):
-    """See `gather_swap`."""
+    """All frames attend to the keys and values of a few of them.
+
+    Args:
+        group: how many frames, evenly spaced over the clip (the paper: 4), or which, in the order they are gathered.
+        layers: self-attention, cross-attention or both (the paper).
+        adapt_steps: the first so many steps; 0 is all of them. The paper: "at least on the first 8" of 10.
+        resident: bytes of keys and values that stay on the GPU; more of them wait in pinned main memory.
+        budget: bytes they may take in all.
+
+    Raises:
+        ValueError: numbers that make no sense; when sampling, a group larger than the clip, a model whose frames see
+            each other, or keys and values over the budget.
+    """
+
+    slot: ClassVar[Slot] = "keys"
 
     group: int | tuple[int, ...] = 4
     layers: Layers = "self_and_cross"
@@ -99,13 +121,11 @@ class GatherSwap(Control):
         if not isinstance(self.group, int) and (not self.group or len(set(self.group)) < len(self.group)):
             raise ValueError(f"want a group of different frames, at least one, got {self.group}")
 
-    def check(self, trajectory: Trajectory, backbone: Backbone) -> None:
-        if not backbone.framewise:
-            raise ValueError(
-                f"gather-swap attention wants a model that edits frames one by one, and '{backbone.name}' looks at all "
-                "together: use an image or instruction model"
-            )
-        self.members(trajectory.frames)
+    def needs(self) -> Needs:
+        return Needs(picks_frames=True, framewise=True, edit=True, keys="bank")
+
+    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+        self.members(trajectory.shape[0])
 
     def members(self, frames: int) -> tuple[int, ...]:
         """The group's positions among `frames` frames. ValueError where it does not fit."""
@@ -116,75 +136,34 @@ class GatherSwap(Control):
         return self.group
 
     def evaluate(self, evaluation: Evaluation, evaluate: Callable[[Evaluation], Tensor]) -> Tensor:
-        if self.adapt_steps and evaluation.step >= self.adapt_steps:
+        looking = all(row.of_source for row in evaluation.rows)  # another method's pass of the source alone
+        if looking or (self.adapt_steps and evaluation.run.step >= self.adapt_steps):
             return evaluate(evaluation)
-        if set(evaluation.rows) == {"source"}:
-            raise ValueError(
-                "gather-swap attention acts on an edit, and an inversion has none: connect it to Edit Sampler's plan"
-            )
-        bank = Bank(evaluation.rows, self.resident, self.budget)
+        bank = Bank(self.resident, self.budget)
         group = evaluation.select(self.members(evaluation.latents.shape[1]))
         evaluate(replace(group, whole=True).share(self, partial(_gather, bank)))
         bank.require_budget()
         return evaluate(evaluation.share(self, partial(_swap, bank)))
 
-    def attention(self, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        act = call.evaluation.shared.get(self)
+    def attention(self, call: Call, attend: Attend) -> Tensor:
+        act = call.run.shared.get(self)
         if act is None or call.site.kind not in _KINDS[self.layers]:
-            return attend(q, k, v)
-        x = act(call, q, k, v, attend)
-        if "source" not in call.evaluation.rows:
-            return x
-        source = call.row("source")  # it is not edited: it goes on attending to itself
-        return torch.cat([x[:source], attend(q, k, v)[source : source + 1], x[source + 1 :]])
+            return attend(call)
+        own = [row for row in call.rows if row.of_source]  # it is not edited: it goes on attending to itself
+        edit = [row for row in call.rows if not row.of_source]
+        if not own or not edit:
+            return attend(call) if own else act(call, attend)
+        parts = dict(zip(own, attend(call.only(*own)).split(1)))
+        parts |= dict(zip(edit, act(call.only(*edit), attend).split(1)))
+        return joined_rows(call.rows, parts)
 
 
-def _gather(bank: Bank, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+def _gather(bank: Bank, call: Call, attend: Attend) -> Tensor:
     """Equations 7 and 8: frame i of the group sees those before it, the first itself."""
-    outputs = []
-    for i in range(q.shape[1]):
-        seen = slice(0, max(i, 1))
-        outputs.append(attend(q[:, i : i + 1], _side_by_side(k[:, seen]), _side_by_side(v[:, seen])))
-    bank.store(call.site.layer, _side_by_side(k), _side_by_side(v))
-    return torch.cat(outputs, 1)
+    bank.store(call, *(rearrange(x, "r f h m d -> r 1 h (f m) d") for x in (call.k, call.v)))
+    return attend(call.seeing(range(max(i, 1)) for i in range(call.q.shape[1])))
 
 
-def _swap(bank: Bank, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-    """Equation 9: all frames see the group. As they see the same, they are one long row of queries."""
-    if call.evaluation.rows != bank.rows:
-        raise ValueError(
-            f"keys were gathered for the guidance branches {', '.join(bank.rows)}, and {call.site.layer} is evaluated "
-            f"for {', '.join(call.evaluation.rows)}: another method of the plan changes them; put it before gather-swap"
-        )
-    x = attend(_side_by_side(q), *bank.load(call.site.layer, q.device))
-    return rearrange(x, "r 1 h (f m) d -> r f h m d", f=q.shape[1])
-
-
-def _side_by_side(x: Tensor) -> Tensor:
-    """The tokens of all frames as those of one: [R, F, H, M, D] -> [R, 1, H, F M, D]."""
-    return rearrange(x, "r f h m d -> r 1 h (f m) d")
-
-
-def gather_swap(
-    plan: EditPlan,
-    *,
-    group: int | tuple[int, ...] = 4,
-    layers: Layers = "self_and_cross",
-    adapt_steps: int = 0,
-    resident: int = 2 * GB,
-    budget: int = 8 * GB,
-) -> EditPlan:
-    """`plan` with gather-swap attention.
-
-    Args:
-        group: how many frames, evenly spaced over the clip (the paper: 4), or which, in the order they are gathered.
-        layers: self-attention, cross-attention or both (the paper).
-        adapt_steps: the first so many steps; 0 is all of them. The paper: "at least on the first 8" of 10.
-        resident: bytes of keys and values that stay on the GPU; more of them wait in pinned main memory.
-        budget: bytes they may take in all.
-
-    Raises:
-        ValueError: numbers that make no sense; when sampling, a group larger than the clip, a model whose frames see
-            each other, an inversion, or keys and values over the budget.
-    """
-    return plan.then(GatherSwap(group, layers, adapt_steps, resident, budget))
+def _swap(bank: Bank, call: Call, attend: Attend) -> Tensor:
+    """Equation 9: all frames see the group."""
+    return attend(call.with_keys(*bank.load(call)))

@@ -13,14 +13,14 @@ the edit's own. The source's row is never changed, so a plan may also guide an i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from ..engine.nouns import Attend, AttentionCall, Block, Control, EditPlan, Evaluation, Site, Trajectory
-
-if TYPE_CHECKING:
-    from ..backbones.protocol import Backbone
+from ..engine.call import Attend, Call, Features
+from ..engine.plan import Control, Needs, Slot
+from ..engine.source import Trajectory
+from ..engine.words import Block, Model, Prompt, Site
 
 Places = Literal["plug_and_play", "flatten"]
 FLATTEN_RESIDUALS = ((0, 0), (0, 1), (1, 0))  # up1.res0, up1.res1 and up2.res0 of Stable Diffusion
@@ -28,58 +28,7 @@ FLATTEN_RESIDUALS = ((0, 0), (0, 1), (1, 0))  # up1.res0, up1.res1 and up2.res0 
 
 @dataclass(frozen=True)
 class FeatureInjection(Control):
-    """See `feature_injection`."""
-
-    feature_steps: int = 40
-    attention_steps: int = 40
-    places: Places = "plug_and_play"
-
-    def __post_init__(self):
-        for name in ("feature_steps", "attention_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more steps, got {getattr(self, name)}; 0 injects nothing")
-        if self.places not in get_args(Places):
-            raise ValueError(f"no places '{self.places}': want one of {', '.join(get_args(Places))}")
-
-    @property
-    def needs_source(self) -> bool:
-        return self.feature_steps > 0 or self.attention_steps > 0
-
-    def acts_at(self, seam: str) -> bool:
-        idle = {"attention": self.attention_steps == 0, "feature": self.feature_steps == 0}
-        return not idle.get(seam, False) and super().acts_at(seam)
-
-    def check(self, trajectory: Trajectory, backbone: Backbone) -> None:
-        if not any(self.injects(site) for site in backbone.sites):
-            raise ValueError(
-                f"'{backbone.name}' has no decoder with two attention layers: features cannot be injected into it"
-            )
-
-    def injects(self, place: Site | Block) -> bool:
-        """Whether this attention layer, or this residual block, gets what the source has there."""
-        if place.place is None:
-            return False
-        if isinstance(place, Block):
-            wanted = FLATTEN_RESIDUALS if self.places == "flatten" else FLATTEN_RESIDUALS[1:2]
-            return place.kind == "residual" and place.place in wanted
-        wanted = self.places == "plug_and_play" or place.level > 0 or place.place[1] == 0
-        return place.kind == "spatial" and place.place != (0, 0) and wanted
-
-    def attention(self, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        if call.evaluation.step < self.attention_steps and self.injects(call.site):
-            q, k = _from_source(q, call.evaluation), _from_source(k, call.evaluation)
-        return attend(q, k, v)
-
-    def feature(self, block: Block, x: Tensor, evaluation: Evaluation) -> Tensor:
-        if evaluation.step < self.feature_steps and self.injects(block):
-            return _from_source(x, evaluation)
-        return x
-
-
-def feature_injection(
-    plan: EditPlan, *, feature_steps: int = 40, attention_steps: int = 40, places: Places = "plug_and_play"
-) -> EditPlan:
-    """`plan` with the source's features in the first steps.
+    """The source's features in the first steps.
 
     Args:
         feature_steps: steps, from the first, in which residual features are the source's. With 50 steps, 40 in
@@ -93,12 +42,49 @@ def feature_injection(
     Raises:
         ValueError: a negative number of steps, an unknown choice; when sampling, a model without such places.
     """
-    return plan.then(FeatureInjection(feature_steps, attention_steps, places))
 
+    slot: ClassVar[Slot] = "inject"
 
-def _from_source(x: Tensor, evaluation: Evaluation) -> Tensor:
-    """x [R, ...] with the source's row in every row."""
-    if "source" not in evaluation.rows:
-        raise ValueError(f"no source row to inject from: this evaluation has {evaluation.rows}")
-    at = evaluation.rows.index("source")
-    return x[at : at + 1].expand_as(x)
+    feature_steps: int = 40
+    attention_steps: int = 40
+    places: Places = "plug_and_play"
+
+    def __post_init__(self):
+        for name in ("feature_steps", "attention_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more steps, got {getattr(self, name)}; 0 injects nothing")
+        if self.places not in get_args(Places):
+            raise ValueError(f"no places '{self.places}': want one of {', '.join(get_args(Places))}")
+
+    def needs(self) -> Needs:
+        return Needs(source=self.feature_steps > 0 or self.attention_steps > 0)
+
+    def acts_at(self, seam: str) -> bool:
+        idle = {"attention": self.attention_steps == 0, "feature": self.feature_steps == 0}
+        return not idle.get(seam, False) and super().acts_at(seam)
+
+    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+        if not any(self.injects(site) for site in model.sites):
+            raise ValueError(
+                f"'{model.name}' has no decoder with two attention layers: features cannot be injected into it"
+            )
+
+    def injects(self, place: Site | Block) -> bool:
+        """Whether this attention layer, or this residual block, gets what the source has there."""
+        if place.place is None:
+            return False
+        if isinstance(place, Block):
+            wanted = FLATTEN_RESIDUALS if self.places == "flatten" else FLATTEN_RESIDUALS[1:2]
+            return place.kind == "residual" and place.place in wanted
+        wanted = self.places == "plug_and_play" or place.level > 0 or place.place[1] == 0
+        return place.kind == "spatial" and place.place != (0, 0) and wanted
+
+    def attention(self, call: Call, attend: Attend) -> Tensor:
+        if call.run.step < self.attention_steps and self.injects(call.site):
+            call = call.mapped(call.source)
+        return attend(call)
+
+    def feature(self, features: Features) -> Tensor:
+        if features.run.step < self.feature_steps and self.injects(features.block):
+            return features.source.expand_as(features.x)
+        return features.x

@@ -4,7 +4,7 @@ paper    Tune-A-Video, Wu et al. 2023, in the dense form that FLATTEN and COVE k
          keys and values", COVE, section 3.3)
 needs    an image model
 gives    a Control at its spatial self-attention
-differs  nothing: it is exact. One frame's queries are taken at a time, so that no more is held than for one frame
+differs  nothing: it is exact
 """
 
 from __future__ import annotations
@@ -12,40 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from einops import rearrange
 from torch import Tensor
 
-from ..engine.nouns import Attend, AttentionCall, Control, EditPlan
+from ..engine.call import Attend, Call
+from ..engine.plan import Control, Needs, Slot
 
 
 @dataclass(frozen=True)
 class SpatioTemporalAttention(Control):
-    """See `spatio_temporal_attention`."""
-
-    needs_all_frames: ClassVar[bool] = True
-
-    frames: int = 0
-
-    def __post_init__(self):
-        if self.frames < 0:
-            raise ValueError(f"want 0 (all frames) or more frames on each side, got {self.frames}")
-
-    def attention(self, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        if call.site.kind != "spatial":
-            return attend(q, k, v)
-        out = []
-        for frame in range(q.shape[1]):
-            call.evaluation.monitor.check()
-            if self.frames or not out:
-                near = slice(max(0, frame - self.frames), frame + self.frames + 1) if self.frames else slice(None)
-                keys, values = (rearrange(x[:, near], "r f h n d -> r 1 h (f n) d") for x in (k, v))
-            out.append(attend(q[:, frame : frame + 1], keys, values))
-        return torch.cat(out, 1)
-
-
-def spatio_temporal_attention(plan: EditPlan, *, frames: int = 0) -> EditPlan:
-    """`plan` with spatial self-attention over the clip.
+    """Spatial self-attention over the clip.
 
     Args:
         frames: a frame looks at itself and so many on each side; 0: at all, as the papers do. On long clips this
@@ -54,4 +29,23 @@ def spatio_temporal_attention(plan: EditPlan, *, frames: int = 0) -> EditPlan:
     Raises:
         ValueError: a negative number; when sampling, chunks of frames.
     """
-    return plan.then(SpatioTemporalAttention(frames))
+
+    slot: ClassVar[Slot] = "keys"
+
+    frames: int = 0
+
+    def __post_init__(self):
+        if self.frames < 0:
+            raise ValueError(f"want 0 (all frames) or more frames on each side, got {self.frames}")
+
+    def needs(self) -> Needs:
+        return Needs(all_frames=True, keys="frames")
+
+    def attention(self, call: Call, attend: Attend) -> Tensor:
+        if call.site.kind != "spatial":
+            return attend(call)
+        if not self.frames:
+            return attend(call.seeing_all())
+        count = call.q.shape[1]
+        near = [range(max(0, f - self.frames), min(count, f + self.frames + 1)) for f in range(count)]
+        return attend(call.seeing(near))

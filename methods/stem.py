@@ -22,19 +22,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
-from ..engine.inversion import invert
-from ..engine.nouns import PLAIN, Attend, AttentionCall, Control, EditPlan, Evaluation, Prompt, Trajectory
+from ..engine.call import Attend, Call, Evaluation
+from ..engine.plan import Control, Needs, Slot
 from ..engine.seeds import generator_for
 from ..kernels import em_step, em_values
-
-if TYPE_CHECKING:
-    from ..backbones.protocol import Backbone
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +55,28 @@ class Tally:
 
 @dataclass(frozen=True)
 class STEMAttention(Control):
-    """See `stem_attention`."""
+    """Every self-attention on the bases of the whole clip.
+
+    Args:
+        bases: K, at least 1; the paper's 256.
+        iterations: rounds of EM, at least 1; 5.
+        temperature: of the E-step, over 0; 0.01.
+        space: "key_per_head": EM over the keys of each head, as released; "hidden": over the tokens that keys and
+            values are projected from, and the bases are projected, as the paper words it.
+        init: bases start as "normal" noise with the tokens' mean and deviation, or as "random_tokens".
+        em_frames: EM sees all frames (0), or this many at a time, on their own: 8 is the authors' released setting.
+        skip_dead: leave bases that no token chose out of the softmax. Off, as released.
+        tokens_per_base: a layer of n tokens gets at most n / this many bases; at 512x512 and 8 frames or more this
+            changes nothing. 0: no such limit.
+        shared: in an edit, all rows use the source's responsibilities, so that base k means the same in each (ours).
+            With FateZero its maps are to bases.
+        seed: of the starts, drawn anew for every step and layer.
+
+    Raises:
+        ValueError: a number out of range or an unknown choice.
+    """
+
+    slot: ClassVar[Slot] = "keys"
 
     bases: int = 256
     iterations: int = 5
@@ -81,13 +99,9 @@ class STEMAttention(Control):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"no {name} '{getattr(self, name)}': want one of {', '.join(get_args(kind))}")
 
-    @property
-    def needs_all_frames(self) -> bool:
-        return self.em_frames == 0
-
-    @property
-    def needs_source(self) -> bool:
-        return self.shared
+    def needs(self) -> Needs:
+        grouped = self.em_frames > 0
+        return Needs(self.shared, not grouped, picks_frames=grouped, framewise=grouped, keys="bases")
 
     def evaluate(self, evaluation: Evaluation, evaluate: Callable[[Evaluation], Tensor]) -> Tensor:
         tally, frames = Tally(), evaluation.latents.shape[1]
@@ -99,46 +113,47 @@ class STEMAttention(Control):
             output = evaluate(replace(evaluation, whole=True))
         if tally.counts:
             dead = torch.stack(tally.dead).mean().item()
-            evaluation.monitor.record(step=evaluation.step, fewest_bases=min(tally.counts), dead_bases=dead)
-            if evaluation.step == 0:
+            evaluation.run.monitor.record(step=evaluation.run.step, fewest_bases=min(tally.counts), dead_bases=dead)
+            if evaluation.run.step == 0:
                 few = f" (cut to {min(tally.counts)} where tokens are few)" if min(tally.counts) < self.bases else ""
                 log.info("STEM: %d bases%s, %.0f %% of them without a token", self.bases, few, 100 * dead)
         return output
 
-    def attention(self, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+    def attention(self, call: Call, attend: Attend) -> Tensor:
         if call.site.kind != "spatial":
-            return attend(q, k, v)
-        frames, dtype = q.shape[1], q.dtype
-        k, v, mass = self._bases_of_heads(call, k, v) if self.space == "key_per_head" else self._bases_of_layer(call)
-        if (tally := call.evaluation.shared.get(self)) is not None:
+            return attend(call)
+        k, v, mass = self._bases_of_heads(call) if self.space == "key_per_head" else self._bases_of_layer(call)
+        if (tally := call.run.shared.get(self)) is not None:
             tally.add(mass)
-        k, v = (repeat(x.to(dtype), "r h k d -> r f h k d", f=frames) for x in (k, v))
-        if self.skip_dead:
-            q, k = _unseen(q, k, mass <= EPS)
-        return attend(q, k, v)
+        call = call.with_keys(*(x.to(call.q.dtype)[:, None] for x in (k, v)))
+        return attend(_unseen(call, mass <= EPS) if self.skip_dead else call)
 
-    def _bases_of_heads(self, call: AttentionCall, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _bases_of_heads(self, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """(keys, values [R, H, K, D], mass [R or 1, H, K])"""
-        k, v = (rearrange(x, "r f h m d -> r h (f m) d") for x in (k, v))
-        read = k[call.row("source")][None] if self.shared else k
+        k, v = (rearrange(x, "r f h m d -> r h (f m) d") for x in (call.k, call.v))
+        read = rearrange(call.source.k, "r f h m d -> r h (f m) d") if self.shared else k
         before, bases, mass = self._estimated(read, call)
         keys = self._means(read, k, before) if self.shared else bases
         return keys, self._means(read, v, before), mass
 
-    def _bases_of_layer(self, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+    def _bases_of_layer(self, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """The same by EM over the tokens that keys are projected from; mass [R or 1, 1, K]."""
-        tokens = rearrange(call.tokens, "r f m c -> r (f m) c")
-        read = tokens[call.row("source")][None] if self.shared else tokens
+        flat = [rearrange(x, "r f m c -> r (f m) c") for x in (call.key_tokens, call.tokens)]
+        read = rearrange(call.source.tokens, "r f m c -> r (f m) c") if self.shared else flat[0]
         before, bases, mass = self._estimated(read, call)
-        bases = self._means(read, tokens, before) if self.shared else bases
-        k, v = call.project(bases[:, None].to(tokens.dtype))
+        alike = call.tokens is call.key_tokens
+        of_keys = self._means(read, flat[0], before) if self.shared else bases
+        of_values = of_keys if alike else self._means(read, flat[1], before)
+        k, v = call.project(of_keys[:, None].to(call.tokens.dtype))
+        if not alike:
+            _, v = call.project(of_values[:, None].to(call.tokens.dtype))
         return k[:, 0], v[:, 0], mass[:, None]
 
-    def _estimated(self, tokens: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+    def _estimated(self, tokens: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """(bases before the last round, bases, mass) for tokens [R, ..., n, D]"""
-        bases = self._start(tokens, generator_for(self.seed, call.evaluation.step, call.site.layer))
+        bases = self._start(tokens, generator_for(self.seed, call.run.step, call.site.layer))
         for _ in range(self.iterations):
-            call.evaluation.monitor.check()
+            call.run.monitor.check()
             before = bases
             bases, mass = em_step(tokens, before, temperature=self.temperature, eps=EPS, keep_dead=False)
         return before, bases, mass
@@ -160,44 +175,7 @@ class STEMAttention(Control):
         return mean + std * noise.to(tokens)
 
 
-def stem_attention(plan: EditPlan, **numbers) -> EditPlan:
-    """`plan` with every self-attention on the bases of the whole clip.
-
-    Args:
-        bases: K, at least 1; the paper's 256.
-        iterations: rounds of EM, at least 1; 5.
-        temperature: of the E-step, over 0; 0.01.
-        space: "key_per_head": EM over the keys of each head, as released; "hidden": over the tokens that keys and
-            values are projected from, and the bases are projected, as the paper words it.
-        init: bases start as "normal" noise with the tokens' mean and deviation, or as "random_tokens".
-        em_frames: EM sees all frames (0), or this many at a time, on their own: 8 is the authors' released setting.
-        skip_dead: leave bases that no token chose out of the softmax. Off, as released.
-        tokens_per_base: a layer of n tokens gets at most n / this many bases; at 512x512 and 8 frames or more this
-            changes nothing. 0: no such limit.
-        shared: in an edit, all rows use the source's responsibilities, so that base k means the same in each (ours).
-            Methods nested inside then see keys and values per base: with FateZero there, its maps are to bases.
-        seed: of the starts, drawn anew for every step and layer.
-
-    Raises:
-        ValueError: a number out of range or an unknown choice.
-    """
-    return plan.then(STEMAttention(**numbers))
-
-
-def stem_inversion(
-    backbone: Backbone, latents: Tensor, prompt: Prompt, *, plan: EditPlan = PLAIN, numbers: dict | None = None, **way
-) -> Trajectory:
-    """`invert` under STEM attention, which nests inside `plan`.
-
-    Args:
-        numbers: of `stem_attention`.
-        way: how to invert; see `invert`.
-    """
-    return invert(backbone, latents, prompt, plan=stem_attention(plan, **(numbers or {})), **way)
-
-
-def _unseen(q: Tensor, k: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
-    """q [R, F, H, M, D] and k [R, F, H, K, D] with one more channel, which puts the logits of dead bases at -inf."""
-    barred = torch.zeros_like(dead, dtype=k.dtype).masked_fill(dead, -torch.inf)
-    barred = barred[:, None, :, :, None].expand(*k.shape[:-1], 1)
-    return torch.cat([q, torch.ones_like(q[..., :1])], -1), torch.cat([k, barred], -1)
+def _unseen(call: Call, dead: Tensor) -> Call:
+    """The call with the logits of dead bases [R or 1, H, K] at -inf."""
+    barred = torch.zeros_like(dead, dtype=call.q.dtype).masked_fill(dead, -torch.inf)
+    return replace(call, bias=barred[:, None, :, None])

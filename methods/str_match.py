@@ -14,21 +14,24 @@ Before each step, one step of gradient descent on the latent of the edit:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.attention import Reading, read_attention
 from ..engine.autograd import plain_torch
-from ..engine.nouns import Control, EditPlan, Evaluation, Prompt, Site, Step, Trajectory
+from ..engine.call import Call, Evaluation
+from ..engine.evaluate import evaluate_with
+from ..engine.plan import PLAIN, Control, Step
+from ..engine.ports import Backbone, Predict
+from ..engine.probe import read_calls
+from ..engine.source import Trajectory
+from ..engine.words import SOURCE, Model, Prompt, Site
 from ..kernels import reduce_rows, str_rows, str_score
-
-if TYPE_CHECKING:
-    from ..backbones.protocol import Backbone
 
 Reduction = Literal["row_sum", "frame", "layer", "global"]
 StepMode = Literal["sgd", "relative"]
@@ -36,6 +39,7 @@ Heads = Literal["mean", "per_head"]
 Levels = Literal["all_but_finest", "all"]
 SourceScore = Literal["recompute", "inversion"]
 Score = Literal["str", "maps"]
+Pair = tuple[Call, Call]  # the spatial and the temporal call of one block, of one row
 
 PAPER_STRENGTH = 0.01
 RELATIVE_STEP = 2e-3  # of |z|, that "relative" moves the latent by at the paper's strength
@@ -44,9 +48,26 @@ HALF_LOSS_SCALE = 2.0**12  # a cosine over a whole layer has gradients below hal
 
 @dataclass(frozen=True)
 class STRLatentOptimizer(Control):
-    """See `str_latent_optimizer`."""
+    """STR guidance.
 
-    rows_worth: ClassVar[int] = 8  # a pass with gradients keeps what a pass without drops; modelled, not measured
+    Args:
+        strength: learning rate on the latent, >= 0; 0 is the plain edit bit for bit. The paper's is 0.01 (0.005 to
+            0.015) for LaVie; small models want more. With "relative", 0.01 moves the latent by 0.2 % of its norm.
+        reduction: which entries share one cosine: "row_sum" (each token's row, summed), "frame", "layer", or
+            "global" (one for everything). All but the first want "relative".
+        step_mode: "sgd" as in the paper, or "relative" for a step of known length.
+        neighbours: frames on each side that a frame's score runs over, >= 1.
+        heads: "mean" of the attention maps over heads, or "per_head" scores.
+        levels: "all_but_finest" resolutions, as in the paper, or "all".
+        start, end: share of the run in which the latent is optimised, 0..1.
+        source_score: "recompute" the source's score at the target's noise level, or read it as the paper stores it
+            from the "inversion", one level cleaner.
+        score: "str", or "maps": the paper's baseline, squared distance of the spatial and temporal maps themselves
+            (its strength there is 0.08).
+
+    Raises:
+        ValueError: a number out of range or an unknown choice.
+    """
 
     strength: float = PAPER_STRENGTH
     reduction: Reduction = "row_sum"
@@ -71,20 +92,24 @@ class STRLatentOptimizer(Control):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"no {name} '{getattr(self, name)}': want one of {', '.join(get_args(kind))}")
 
-    def check(self, trajectory: Trajectory, backbone: Backbone) -> None:
-        site_pairs(backbone, self.levels)
+    def bytes(self, model: Model, rows: int, frames: int, size: tuple[int, int]) -> int:
+        return model.bytes(1, frames, size, grad=True)
+
+    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+        site_pairs(model, self.levels)
 
     def before_step(self, step: Step) -> Tensor:
         if self.strength == 0 or not self.start <= step.progress < self.end:
             return step.latents
         step.monitor.check()
-        pairs = site_pairs(step.backbone, self.levels)
+        pairs = site_pairs(step.model, self.levels)
+        layers = frozenset(site.layer for pair in pairs for site in pair)
         earlier = step.level - 1 if self.source_score == "inversion" else step.level
-        source = self._read(step, pairs, step.source_latents(earlier), step.trajectory.prompt)
+        source = _paired(pairs, step.read(None, step.source_latents(earlier), layers))
         step.monitor.check()
         with torch.enable_grad():
             z = step.latents.detach().clone().requires_grad_()
-            loss = self._loss(source, self._read(step, pairs, z, step.positive))
+            loss = self._loss(source, _paired(pairs, step.read(z, step.source_latents(), layers)))
             gradient = self._gradient(loss, z)
         moved = self._move(step.latents, gradient)
         norm, size = gradient.norm().item(), step.latents.norm().item()
@@ -92,13 +117,7 @@ class STRLatentOptimizer(Control):
         step.monitor.record(step=step.index, loss=loss.item(), gradient=norm, relative_step=moved_by / max(size, 1e-12))
         return moved
 
-    def _read(self, step: Step, pairs, latents: Tensor, prompt: Prompt) -> list[tuple[Reading, Reading]]:
-        label = step.trajectory.schedule.label(step.level)
-        evaluation = Evaluation(latents[None], label, (prompt,), ("positive",), step.index)
-        readings = read_attention(step.backbone, evaluation, {site.layer for pair in pairs for site in pair})
-        return [(readings[spatial.layer], readings[temporal.layer]) for spatial, temporal in pairs]
-
-    def _loss(self, source: list[tuple[Reading, Reading]], target: list[tuple[Reading, Reading]]) -> Tensor:
+    def _loss(self, source: Sequence[Pair], target: Sequence[Pair]) -> Tensor:
         if self.score == "maps":
             return sum(_map_distance(s, t) for s, t in zip(source, target))
         per_head = self.heads == "per_head"
@@ -128,78 +147,58 @@ class STRLatentOptimizer(Control):
         return z - size * gradient / gradient.norm().clamp(min=1e-20)
 
 
-def str_latent_optimizer(plan: EditPlan, **numbers) -> EditPlan:
-    """`plan` with STR guidance added.
-
-    Args:
-        strength: learning rate on the latent, >= 0; 0 is the plain edit bit for bit. The paper's is 0.01 (0.005 to
-            0.015) for LaVie; small models want more. With "relative", 0.01 moves the latent by 0.2 % of its norm.
-        reduction: which entries share one cosine: "row_sum" (each token's row, summed), "frame", "layer", or
-            "global" (one for everything). All but the first want "relative".
-        step_mode: "sgd" as in the paper, or "relative" for a step of known length.
-        neighbours: frames on each side that a frame's score runs over, >= 1.
-        heads: "mean" of the attention maps over heads, or "per_head" scores.
-        levels: "all_but_finest" resolutions, as in the paper, or "all".
-        start, end: share of the run in which the latent is optimised, 0..1.
-        source_score: "recompute" the source's score at the target's noise level, or read it as the paper stores it
-            from the "inversion", one level cleaner.
-        score: "str", or "maps": the paper's baseline, squared distance of the spatial and temporal maps themselves
-            (its strength there is 0.08).
-
-    Raises:
-        ValueError: a number out of range or an unknown choice.
-    """
-    return plan.then(STRLatentOptimizer(**numbers))
-
-
-def site_pairs(backbone: Backbone, levels: Levels = "all_but_finest") -> list[tuple[Site, Site]]:
+def site_pairs(model: Model, levels: Levels = "all_but_finest") -> list[tuple[Site, Site]]:
     """Spatial self-attention sites with the temporal one of the same block, in running order.
 
     Raises:
         ValueError: the model has no such pair at these levels.
     """
     temporal: dict[str, Site] = {}
-    for site in backbone.sites:
+    for site in model.sites:
         if site.kind == "temporal":
             temporal.setdefault(site.block, site)  # of two temporal layers in a block, the first (the paper has one)
-    pairs = [(s, temporal[s.block]) for s in backbone.sites if s.kind == "spatial" and s.block in temporal]
+    pairs = [(s, temporal[s.block]) for s in model.sites if s.kind == "spatial" and s.block in temporal]
     if not pairs:
         raise ValueError(
-            f"'{backbone.name}' has no spatial attention with temporal attention beside it: STR-Match wants a "
+            f"'{model.name}' has no spatial attention with temporal attention beside it: STR-Match wants a "
             "text-to-video model"
         )
     if levels == "all":
         return pairs
     coarse = [pair for pair in pairs if pair[0].level > 0]
     if not coarse:
-        raise ValueError(f"'{backbone.name}' has attention at the finest level only: choose levels 'all'")
+        raise ValueError(f"'{model.name}' has attention at the finest level only: choose levels 'all'")
     return coarse
 
 
-def _score_inputs(pair: tuple[Reading, Reading], per_head: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _paired(pairs: Sequence[tuple[Site, Site]], calls: Mapping[str, Call]) -> list[Pair]:
+    return [(calls[spatial.layer], calls[temporal.layer]) for spatial, temporal in pairs]
+
+
+def _score_inputs(pair: Pair, per_head: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(q, k [F, H, N, D], temporal maps [N, F, F] or [H, N, F, F]) of one clip."""
     spatial, temporal = pair
     maps = _temporal_maps(temporal)
     return spatial.q[0], spatial.k[0], maps.transpose(0, 1) if per_head else maps.mean(1)
 
 
-def _temporal_maps(reading: Reading) -> Tensor:
+def _temporal_maps(call: Call) -> Tensor:
     """[N, H, F, F] softmax maps in float32; small, so they are simply made."""
-    q, k = (x[0].float() if x.dtype in (torch.float16, torch.bfloat16) else x[0] for x in (reading.q, reading.k))
-    return (q @ k.transpose(-1, -2) * reading.scale).softmax(-1)
+    q, k = (x[0].float() if x.dtype in (torch.float16, torch.bfloat16) else x[0] for x in (call.q, call.k))
+    return (q @ k.transpose(-1, -2) * call.scale).softmax(-1)
 
 
-def _map_distance(source: tuple[Reading, Reading], target: tuple[Reading, Reading]) -> Tensor:
+def _map_distance(source: Pair, target: Pair) -> Tensor:
     """Squared distance of head-mean spatial and temporal maps: the baseline of the paper's ablation."""
     spatial = [_spatial_maps(pair[0]) for pair in (source, target)]
     temporal = [_temporal_maps(pair[1]).mean(1) for pair in (source, target)]
     return (spatial[0] - spatial[1]).square().sum() + (temporal[0] - temporal[1]).square().sum()
 
 
-def _spatial_maps(reading: Reading) -> Tensor:
+def _spatial_maps(call: Call) -> Tensor:
     """[F, N, N] head-mean spatial maps."""
-    q, k = (x[0].float() if x.dtype in (torch.float16, torch.bfloat16) else x[0] for x in (reading.q, reading.k))
-    return (q @ k.transpose(-1, -2) * reading.scale).softmax(-1).mean(1)
+    q, k = (x[0].float() if x.dtype in (torch.float16, torch.bfloat16) else x[0] for x in (call.q, call.k))
+    return (q @ k.transpose(-1, -2) * call.scale).softmax(-1).mean(1)
 
 
 def score_frames(
@@ -224,12 +223,12 @@ def score_frames(
     Raises:
         ValueError: a number outside its range, or a model and trajectory that do not belong together.
     """
-    trajectory.require(backbone)
+    backbone.require(trajectory)
     if not (0 <= x <= 1 and 0 <= y <= 1 and 0 <= noise <= 1):
         raise ValueError(f"want x, y and noise in 0..1, got {x}, {y} and {noise}")
     level = max(1, round(noise * trajectory.schedule.steps))
     heat = score_heat(backbone, trajectory, (x, y), level, levels=levels, neighbours=neighbours)
-    return paint_heat(backbone.decode(backbone.unscale(trajectory.latents[0])), heat, (x, y))
+    return paint_heat(backbone.codec.decode(backbone.codec.unscale(trajectory.at(0))), heat, (x, y))
 
 
 @plain_torch
@@ -244,21 +243,28 @@ def score_heat(
 ) -> Tensor:
     """[F, h, w] float32 in 0..1: the STR score from one point (x, y) to every latent cell of its frame, each frame
     scaled to 1, mean over attention layers; at a noise level in 1..S."""
-    pairs = site_pairs(backbone, levels)
-    latents = trajectory.latents[level].to(backbone.device)
-    evaluation = Evaluation(latents[None], trajectory.schedule.label(level), (trajectory.prompt,), ("source",))
-    with backbone.resident("network"):
-        readings = read_attention(backbone, evaluation, {site.layer for pair in pairs for site in pair})
+    denoiser, schedule = backbone.denoiser, trajectory.schedule
+    pairs = site_pairs(denoiser, levels)
+    latents = trajectory.at(level).to(denoiser.device)
+    evaluation = Evaluation(latents[None], schedule.label(level), (trajectory.prompt,), (SOURCE,))
+    layers = {site.layer for pair in pairs for site in pair}
+
+    def body(predict: Predict) -> Mapping[str, Call]:
+        return read_calls(partial(evaluate_with, predict), evaluation, PLAIN, SOURCE, layers)
+
+    reserve = denoiser.bytes(1, len(latents), tuple(latents.shape[-2:]))
+    calls = denoiser.session([trajectory.prompt], trajectory.at(0), schedule, body, reserve=reserve)
     frames, _, *size = latents.shape
     heat = torch.zeros(frames, 1, *size)
-    for spatial, temporal in pairs:
-        pair = readings[spatial.layer], readings[temporal.layer]
-        rows, columns = (-(-n // 2**spatial.level) for n in size)
+    for (spatial, _), pair in zip(pairs, _paired(pairs, calls)):
+        _, rows, columns = denoiser.grid(spatial, latents.shape)
         token = min(int(point[1] * rows), rows - 1) * columns + min(int(point[0] * columns), columns - 1)
         score = partial(str_score, *_score_inputs(pair, per_head=False), neighbours=neighbours, scale=pair[0].scale)
         maps = torch.cat([score(i, rows=torch.tensor([token])) for i in range(frames)])
         maps = maps.view(frames, 1, rows, columns).float().cpu()
-        heat += F.interpolate(maps / maps.amax((2, 3), keepdim=True), size, mode="bilinear", align_corners=False)
+        heat += F.interpolate(
+            maps / maps.amax((2, 3), keepdim=True).clamp(min=1e-12), size, mode="bilinear", align_corners=False
+        )
     return heat[:, 0] / heat.amax((1, 2, 3)).clamp(min=1e-12)[:, None, None]
 
 

@@ -19,19 +19,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
-from ..engine.nouns import Attend, AttentionCall, Control, EditPlan, Evaluation, Trajectory
+from ..engine.call import Attend, Call, Evaluation
+from ..engine.plan import Control, EditPlan, Needs, Slot, joined_rows
 from ..engine.seeds import generator_for
-from .injection import feature_injection
-
-if TYPE_CHECKING:
-    from ..backbones.protocol import Backbone
+from .injection import FeatureInjection
 
 Blend = Literal["sigmoid", "linear"]
 TOKENS_AT_ONCE = 1024  # of a frame, compared with all of a keyframe's
@@ -48,9 +45,21 @@ class Keyframes:
 
 @dataclass(frozen=True)
 class TokenFlow(Control):
-    """See `token_flow`."""
+    """Keyframes edited together, and their tokens carried to the other frames.
 
-    needs_source: ClassVar[bool] = True
+    It is released with the source's features injected: see `with_injection`.
+
+    Args:
+        batch: frames that share a keyframe, at least 1; 8. The last batch may be shorter.
+        blend: "sigmoid" as released, whose w lies in 0.5..0.73; "linear" drops the sigmoid, so that a frame in the
+            middle of its batch takes nothing from the batch before.
+        seed: which frame of each batch is the keyframe; drawn anew at every step.
+
+    Raises:
+        ValueError: a number out of range or an unknown choice; when sampling, a model whose frames see each other.
+    """
+
+    slot: ClassVar[Slot] = "output"
 
     batch: int = 8
     blend: Blend = "sigmoid"
@@ -62,17 +71,14 @@ class TokenFlow(Control):
         if self.blend not in get_args(Blend):
             raise ValueError(f"no blend '{self.blend}': want one of {', '.join(get_args(Blend))}")
 
-    def check(self, trajectory: Trajectory, backbone: Backbone) -> None:
-        if not backbone.framewise:
-            raise ValueError(
-                f"TokenFlow picks single frames, and '{backbone.name}' looks at all frames together: use an image model"
-            )
+    def needs(self) -> Needs:
+        return Needs(source=True, picks_frames=True, framewise=True, keys="frames")
 
     def evaluate(self, evaluation: Evaluation, evaluate: Callable[[Evaluation], Tensor]) -> Tensor:
-        if set(evaluation.rows) == {"source"}:
+        if all(row.of_source for row in evaluation.rows):
             return evaluate(evaluation)  # an inversion: nothing to propagate
         keyframes = Keyframes(evaluation.latents.shape[1], gathering=True)
-        at = self.keyframes(keyframes.frames, evaluation.step)
+        at = self.keyframes(keyframes.frames, evaluation.run.step)
         evaluate(replace(evaluation.select(at), whole=True).share(self, keyframes))
         return evaluate(evaluation.share(self, replace(keyframes, gathering=False)))
 
@@ -82,21 +88,21 @@ class TokenFlow(Control):
         starts = range(0, frames, self.batch)
         return [s + int(torch.randint(min(self.batch, frames - s), (), generator=generator)) for s in starts]
 
-    def attention(self, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        keyframes = call.evaluation.shared.get(self)
+    def attention(self, call: Call, attend: Attend) -> Tensor:
+        keyframes = call.run.shared.get(self)
         if keyframes is None or call.site.kind != "spatial":
-            return attend(q, k, v)
+            return attend(call)
         if not keyframes.gathering:
             return self._carried(call, keyframes)
-        out = _together(call.row("source"), q, k, v, attend)
-        keyframes.held[call.site.layer] = _directions(call), out
+        out = _together(call, attend)
+        keyframes.held[call.site.layer] = _directions(call.source), out
         return out
 
-    def _carried(self, call: AttentionCall, keyframes: Keyframes) -> Tensor:
+    def _carried(self, call: Call, keyframes: Keyframes) -> Tensor:
         """[R, F, H, n, D]: what the keyframes' attention gave, at the nearest tokens."""
         there, out = keyframes.held[call.site.layer]
         carried = []
-        for here, frame in zip(_directions(call), call.evaluation.frames):
+        for here, frame in zip(_directions(call.source), call.frames):
             m = frame // self.batch
             taken = out[:, m, :, _nearest(here, there[m])]
             if m > 0:
@@ -117,38 +123,36 @@ class TokenFlow(Control):
         return start + min(self.batch, frames - start) // 2
 
 
-def token_flow(plan: EditPlan, *, feature_steps: int = 40, attention_steps: int = 25, **numbers) -> EditPlan:
+def with_injection(
+    plan: EditPlan, token_flow: TokenFlow, *, feature_steps: int = 40, attention_steps: int = 25
+) -> EditPlan:
     """`plan` with TokenFlow, over the feature injection that it is released with.
 
     Args:
-        feature_steps, attention_steps: of `feature_injection`; the released program takes 40 and 25 of 50 steps. With
+        feature_steps, attention_steps: of `FeatureInjection`; the released program takes 40 and 25 of 50 steps. With
             both 0 there is no injection.
-        batch: frames that share a keyframe, at least 1; 8. The last batch may be shorter.
-        blend: "sigmoid" as released, whose w lies in 0.5..0.73; "linear" drops the sigmoid, so that a frame in the
-            middle of its batch takes nothing from the batch before.
-        seed: which frame of each batch is the keyframe; drawn anew at every step.
-
-    Raises:
-        ValueError: a number out of range or an unknown choice; when sampling, a model whose frames see each other.
     """
     if feature_steps or attention_steps:
-        plan = feature_injection(plan, feature_steps=feature_steps, attention_steps=attention_steps)
-    return plan.then(TokenFlow(**numbers))
+        plan = plan.then(FeatureInjection(feature_steps, attention_steps))
+    return plan.then(token_flow)
 
 
-def _together(source: int, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-    """Attention in which frames of the edit's rows see all frames, and those of the source's row their own."""
-    edits = [r for r in range(len(q)) if r != source]
-    joined = (rearrange(x[edits], "r f h n d -> r 1 h (f n) d") for x in (q, k, v))
-    out = torch.empty_like(v)
-    out[source] = attend(*(x[source : source + 1] for x in (q, k, v)))[0]
-    out[edits] = rearrange(attend(*joined), "r 1 h (f n) d -> r f h n d", f=q.shape[1])
-    return out
+def _together(call: Call, attend: Attend) -> Tensor:
+    """Attention in which frames of the edit's rows see all frames, and those of the source's rows their own."""
+    own, edit = ([row for row in call.rows if row.of_source is of_source] for of_source in (True, False))
+    parts = {}
+    for rows, some in (
+        (own, call.only(*own) if own else None),
+        (edit, call.only(*edit).seeing_all() if edit else None),
+    ):
+        if some is not None:
+            parts |= dict(zip(rows, attend(some).split(1)))
+    return joined_rows(call.rows, parts)
 
 
-def _directions(call: AttentionCall) -> Tensor:
+def _directions(source: Call) -> Tensor:
     """[F, n, C] of length 1: the source's tokens as the layer takes them."""
-    tokens = call.tokens[call.row("source")]
+    tokens = source.tokens[0]
     return F.normalize(tokens if tokens.dtype == torch.float64 else tokens.float(), dim=-1)
 
 

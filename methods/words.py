@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 import torch
 from torch import Tensor
 
-from ..engine.nouns import Prompt
+from ..engine.words import Prompt
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..backbones import lora
 from ..backbones.files import stamp, walk
-from ..methods import adaptation, clip_direction
+from ..measure import clip_direction
+from ..methods import adaptation
 from . import sockets
 from .host import NodeMonitor
 

@@ -5,7 +5,7 @@ from typing import get_args
 from comfy_api.v0_0_2 import io
 
 from ..methods import injection
-from ..methods.spatio_temporal import spatio_temporal_attention
+from ..methods.spatio_temporal import SpatioTemporalAttention
 from . import sockets
 
 
@@ -33,7 +33,7 @@ class WeftSpatioTemporalAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, frames, plan=None):
-        return io.NodeOutput(spatio_temporal_attention(sockets.plan_or_empty(plan), frames=frames))
+        return io.NodeOutput(sockets.plan_or_empty(plan).then(SpatioTemporalAttention(frames=frames)))
 
 
 class WeftFeatureInjection(io.ComfyNode):
@@ -73,4 +73,4 @@ class WeftFeatureInjection(io.ComfyNode):
 
     @classmethod
     def execute(cls, plan=None, **numbers):
-        return io.NodeOutput(injection.feature_injection(sockets.plan_or_empty(plan), **numbers))
+        return io.NodeOutput(sockets.plan_or_empty(plan).then(injection.FeatureInjection(**numbers)))

@@ -5,9 +5,9 @@ from pathlib import Path
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..backbones.clip import is_clip, load_clip
 from ..backbones.files import stamp, walk
 from ..backbones.memory import ComfyMemory
+from ..vision.clip import is_clip, load_clip
 from . import sockets
 
 NONE = "(none found: put a CLIP folder into models/clip)"

@@ -154,4 +154,4 @@ class WeftCorrespondenceAttention(io.ComfyNode):
     @classmethod
     def execute(cls, correspondence, plan=None, **numbers):
         plan = sockets.plan_or_empty(plan)
-        return io.NodeOutput(correspondence_attention.correspondence_attention(plan, correspondence, **numbers))
+        return io.NodeOutput(plan.then(correspondence_attention.CorrespondenceAttention(correspondence, **numbers)))

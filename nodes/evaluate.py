@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import json
-
 from comfy_api.v0_0_2 import io, ui
 
-from ..methods.evaluate import as_text, evaluate_edit
+from ..measure import METRICS
+from ..measure.metric import Clips, evaluate
+from .host import NodeMonitor
 
 
 class WeftEvaluateEdit(io.ComfyNode):
@@ -30,6 +30,5 @@ class WeftEvaluateEdit(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, edit, mask=None, reference=None):
-        figures = evaluate_edit(source, edit, mask=mask, reference=reference)
-        text = as_text(figures)
-        return io.NodeOutput(text, json.dumps(figures), ui=ui.PreviewText(text))
+        figures = evaluate(Clips(source, edit, mask, reference), METRICS, NodeMonitor(len(METRICS) * len(source)))
+        return io.NodeOutput(figures.text, figures.json, ui=ui.PreviewText(figures.text))

@@ -81,12 +81,13 @@ class WeftFateZero(io.ComfyNode):
     @classmethod
     def execute(cls, words, self_replace, cross_replace, reweight, plan=None, **numbers):
         return io.NodeOutput(
-            fate_zero.fate_zero(
-                sockets.plan_or_empty(plan),
-                words=read_words(words),
-                self_share=self_replace,
-                cross_share=cross_replace,
-                reweight=read_factors(reweight),
-                **numbers,
+            sockets.plan_or_empty(plan).then(
+                fate_zero.FateZero(
+                    words=read_words(words),
+                    self_share=self_replace,
+                    cross_share=cross_replace,
+                    reweight=read_factors(reweight),
+                    **numbers,
+                )
             )
         )

@@ -27,7 +27,7 @@ class WeftEncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, text):
-        return io.NodeOutput(sockets.to_conditioning(model.embed(text)))
+        return io.NodeOutput(sockets.to_conditioning(model.text.embed(text)))
 
 
 class WeftEncodeFrames(io.ComfyNode):
@@ -47,7 +47,7 @@ class WeftEncodeFrames(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, images):
-        return io.NodeOutput({"samples": model.encode(images)})
+        return io.NodeOutput({"samples": model.codec.encode(images)})
 
 
 class WeftDecodeFrames(io.ComfyNode):
@@ -67,4 +67,4 @@ class WeftDecodeFrames(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent):
-        return io.NodeOutput(model.decode(latent["samples"]))
+        return io.NodeOutput(model.codec.decode(latent["samples"]))

@@ -66,12 +66,13 @@ class WeftGatherSwapAttention(io.ComfyNode):
     @classmethod
     def execute(cls, group_size, layers, adapt_steps, gpu_gb, budget_gb, plan=None, chunk=None):
         return io.NodeOutput(
-            gather_swap.gather_swap(
-                sockets.plan_or_empty(plan),
-                group=group_size if chunk is None else chunk.group,
-                layers=layers,
-                adapt_steps=adapt_steps,
-                resident=int(gpu_gb * gather_swap.GB),
-                budget=int(budget_gb * gather_swap.GB),
+            sockets.plan_or_empty(plan).then(
+                gather_swap.GatherSwap(
+                    group=group_size if chunk is None else chunk.group,
+                    layers=layers,
+                    adapt_steps=adapt_steps,
+                    resident=int(gpu_gb * gather_swap.GB),
+                    budget=int(budget_gb * gather_swap.GB),
+                )
             )
         )

@@ -16,8 +16,8 @@ def chunk_frames_input() -> io.Input:
         min=0,
         max=2**15,
         optional=True,
-        tooltip="Frames evaluated at a time by an image model: fewer need less memory and give the same result. 0: all "
-        "at once, as video models and methods that look across the clip need.",
+        tooltip="Frames evaluated at a time by an image model: fewer need less memory and give the same result. 0: as "
+        "many as fit; video models and methods that look across the clip take all.",
     )
 
 
@@ -100,6 +100,7 @@ class WeftDDIMInversion(io.ComfyNode):
             evaluations=evaluations,
             plan=sockets.plan_or_empty(plan),
             chunk_frames=chunk_frames,
+            edit_steps=edit_steps,
             monitor=NodeMonitor(steps),
         )
-        return io.NodeOutput(trajectory.thinned(edit_steps) if edit_steps else trajectory)
+        return io.NodeOutput(trajectory)

@@ -51,4 +51,4 @@ class WeftLatentBlend(io.ComfyNode):
 
     @classmethod
     def execute(cls, plan=None, **numbers):
-        return io.NodeOutput(latent_blend.latent_blend(sockets.plan_or_empty(plan), **numbers))
+        return io.NodeOutput(sockets.plan_or_empty(plan).then(latent_blend.LatentBlend(**numbers)))

@@ -6,14 +6,14 @@ from typing import get_args
 import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
-from ..backbones.detector import load_detector
 from ..backbones.files import stamp, walk
 from ..backbones.memory import ComfyMemory
-from ..backbones.sam import CHECKPOINTS, DTYPES, load_segmenter
-from ..methods.mask.find import find
-from ..methods.mask.prompts import read_frames, read_prompts, write_frames
-from ..methods.mask.segment import Choice, segment
-from ..methods.mask.track import WhenLost, track
+from ..vision.detector import load_detector
+from ..vision.find import find
+from ..vision.prompts import read_frames, read_prompts, write_frames
+from ..vision.sam import CHECKPOINTS, DTYPES, load_segmenter
+from ..vision.segment import Choice, segment
+from ..vision.track import WhenLost, track
 from . import sockets
 from .host import NodeMonitor
 

@@ -47,7 +47,7 @@ class WeftAddNoise(io.ComfyNode):
             add_noise(
                 model,
                 latent["samples"],
-                model.embed("") if source_prompt is None else sockets.from_conditioning(source_prompt),
+                model.text.embed("") if source_prompt is None else sockets.from_conditioning(source_prompt),
                 steps=steps,
                 noise=noise,
                 seed=seed,

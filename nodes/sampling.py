@@ -5,7 +5,7 @@ import json
 from comfy_api.v0_0_2 import io
 
 from ..backbones.preview import LatentPreview
-from ..engine.sampling import edit
+from ..engine.edit import edit
 from . import sockets
 from .host import NodeMonitor
 from .inversion import chunk_frames_input

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..engine.nouns import PLAIN, EditPlan, Prompt
+from ..backbones.text import prompt_of
+from ..engine.plan import PLAIN, Control, EditPlan
+from ..engine.words import Prompt
 
 Model = io.Custom("WEFT_MODEL")
 Trajectory = io.Custom("WEFT_TRAJECTORY")
@@ -29,15 +31,22 @@ def plan_or_empty(plan: EditPlan | None) -> EditPlan:
     return PLAIN if plan is None else plan
 
 
+def controls_of(plan: EditPlan | None) -> tuple[Control, ...]:
+    """What acts in one region alone. ValueError for a plan that has regions itself."""
+    if plan is not None and plan.regions:
+        raise ValueError("a region cannot hold regions: connect them one after the other by their 'plan' inputs")
+    return plan_or_empty(plan).controls
+
+
 def to_conditioning(prompt: Prompt) -> list:
     """As ComfyUI passes prompts about, with what a trajectory needs to know of this one."""
-    told = {"weft_text": prompt.text, "weft_model": prompt.model, "weft_tokens": prompt.tokens}
-    return [[prompt.embedding, {"pooled_output": None, **told}]]
+    told = {"weft_text": prompt.text, "weft_encoder": prompt.encoder, "weft_tokens": prompt.tokens}
+    return [[prompt.cond["embedding"], {"pooled_output": None, **told}]]
 
 
 def from_conditioning(conditioning: list) -> Prompt:
     """Raises ValueError for a conditioning that no Weft node made, or a combination of several."""
-    if len(conditioning) != 1 or "weft_model" not in conditioning[0][1]:
+    if len(conditioning) != 1 or "weft_encoder" not in conditioning[0][1]:
         raise ValueError("this conditioning is not from Weft: use 'Encode Prompt (Weft)' with the same model")
     embedding, extra = conditioning[0]
-    return Prompt(embedding, extra["weft_text"], extra["weft_model"], tuple(extra.get("weft_tokens", ())))
+    return prompt_of(embedding, extra["weft_text"], extra["weft_encoder"], tuple(extra.get("weft_tokens", ())))

@@ -5,6 +5,7 @@ from typing import get_args
 
 from comfy_api.v0_0_2 import io
 
+from ..engine.inversion import invert
 from ..methods import stem
 from . import sockets
 from .host import NodeMonitor
@@ -99,18 +100,17 @@ class WeftSTEMInversion(io.ComfyNode):
     @classmethod
     def execute(cls, model, latent, source_prompt, steps, plan=None, convention="warm_start", evaluations=1, **numbers):
         monitor = NodeMonitor(steps)
-        trajectory = stem.stem_inversion(
+        replay = sockets.plan_or_empty(plan).then(stem.STEMAttention(**numbers))
+        trajectory = invert(
             model,
             latent["samples"],
             sockets.from_conditioning(source_prompt),
-            plan=sockets.plan_or_empty(plan),
-            numbers=numbers,
+            plan=replay,
             steps=steps,
             convention=convention,
             evaluations=evaluations,
             monitor=monitor,
         )
-        replay = stem.stem_attention(sockets.plan_or_empty(plan), **numbers)
         return io.NodeOutput(trajectory, replay, json.dumps(monitor.records))
 
 
@@ -137,4 +137,4 @@ class WeftSTEMAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, plan=None, **numbers):
-        return io.NodeOutput(stem.stem_attention(sockets.plan_or_empty(plan), **numbers))
+        return io.NodeOutput(sockets.plan_or_empty(plan).then(stem.STEMAttention(**numbers)))

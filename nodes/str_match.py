@@ -88,7 +88,7 @@ class WeftSTRLatentOptimizer(io.ComfyNode):
 
     @classmethod
     def execute(cls, plan=None, **numbers):
-        return io.NodeOutput(str_match.str_latent_optimizer(sockets.plan_or_empty(plan), **numbers))
+        return io.NodeOutput(sockets.plan_or_empty(plan).then(str_match.STRLatentOptimizer(**numbers)))
 
 
 class WeftPreviewSTRScore(io.ComfyNode):

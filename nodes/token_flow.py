@@ -53,5 +53,7 @@ class WeftTokenFlow(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, pivot_seed, plan=None, **numbers):
-        return io.NodeOutput(token_flow.token_flow(sockets.plan_or_empty(plan), seed=pivot_seed, **numbers))
+    def execute(cls, pivot_seed, feature_steps, attention_steps, plan=None, **numbers):
+        control = token_flow.TokenFlow(seed=pivot_seed, **numbers)
+        injected = {"feature_steps": feature_steps, "attention_steps": attention_steps}
+        return io.NodeOutput(token_flow.with_injection(sockets.plan_or_empty(plan), control, **injected))

@@ -53,7 +53,7 @@ def _tiny(tiny_folder):
 @pytest.fixture(scope="session")
 def _tiny64(tiny_folder):
     backbone = _load(tiny_folder)
-    torch.nn.Module.to(backbone.network, torch.float64)
+    torch.nn.Module.to(backbone.denoiser.network, torch.float64)
     return backbone
 
 
@@ -93,7 +93,7 @@ def _image(tiny_image_folder):
 @pytest.fixture(scope="session")
 def _image64(tiny_image_folder):
     backbone = _load(tiny_image_folder)
-    torch.nn.Module.to(backbone.network, torch.float64)
+    torch.nn.Module.to(backbone.denoiser.network, torch.float64)
     return backbone
 
 
@@ -105,7 +105,7 @@ def _instruct(tiny_instruct_folder):
 @pytest.fixture(scope="session")
 def _instruct64(tiny_instruct_folder):
     backbone = _load(tiny_instruct_folder)
-    torch.nn.Module.to(backbone.network, torch.float64)
+    torch.nn.Module.to(backbone.denoiser.network, torch.float64)
     return backbone
 
 
@@ -141,9 +141,9 @@ def _load(folder):
 
 
 def _as_before(backbone):
-    before = _attached(backbone.network)
+    before = _attached(backbone.denoiser.network)
     yield backbone
-    assert _attached(backbone.network) == before, "a processor or a hook was left on the network"
+    assert _attached(backbone.denoiser.network) == before, "a processor or a hook was left on the network"
 
 
 def _attached(network):

@@ -14,18 +14,21 @@ BELOW = {  # folder -> the folders it may import
     "engine": {"kernels"},
     "methods": {"engine", "kernels"},
     "backbones": {"engine", "kernels"},
-    "nodes": {"methods", "backbones", "engine", "kernels"},
-    "toyworld": {"backbones", "engine", "kernels"},
+    "vision": {"backbones", "engine", "kernels"},  # of backbones/ loading and memory alone, see below
+    "measure": {"vision", "engine", "kernels"},
+    "nodes": {"methods", "measure", "vision", "backbones", "engine", "kernels"},
+    "toyworld": {"vision", "backbones", "engine", "kernels"},
     "workflows": {"headless", "toyworld"},
-    "headless": {"nodes", "methods", "backbones", "engine", "kernels", "toyworld", "benchmarks"},
-    "benchmarks": {"methods", "backbones", "engine", "kernels", "toyworld"},
+    "headless": {"nodes", "methods", "measure", "vision", "backbones", "engine", "kernels", "toyworld", "benchmarks"},
+    "benchmarks": {"methods", "measure", "vision", "backbones", "engine", "kernels", "toyworld"},
 }
 FILES = {str(p.relative_to(ROOT)): p for folder in BELOW for p in sorted((ROOT / folder).rglob("*.py"))}
 COMFYUI = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server", "execution"}
 KNOWS_COMFYUI = re.compile(r"nodes/.*|backbones/(comfy_model|memory)\.py")
-KNOWS_DIFFUSERS = re.compile(r"(backbones|toyworld)/.*")
+KNOWS_DIFFUSERS = re.compile(r"(backbones|vision|toyworld)/.*")
 KNOWS_TRITON = re.compile(r"kernels/\w+/fused\w*\.py")
-HEAVY = ("diffusers", "transformers", "triton", "cv2", "segment_anything")  # only when something asks for them
+# only when something asks for them
+HEAVY = ("diffusers", "transformers", "triton", "cv2", "segment_anything", "torchmetrics", "torchvision")
 
 
 @pytest.fixture(params=FILES)
@@ -70,6 +73,12 @@ def test_imports_point_down(name):
             assert other in BELOW[folder], f"{folder}/ may not import {other}/ ({module})"
 
 
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("vision/")])
+def test_vision_takes_only_loading_and_memory_from_backbones(name):
+    taken = {module.split(".")[1] for module, ours in imports(name) if ours and module.startswith("backbones.")}
+    assert taken <= {"loading", "memory"}, taken
+
+
 @pytest.mark.parametrize(
     ("who", "what"),
     [
@@ -101,8 +110,9 @@ def test_the_door_imports_nothing():
 
 
 def test_the_library_is_light():
-    modules = [f"weft.methods.{p.stem}" for p in (ROOT / "methods").glob("*.py") if p.stem != "__init__"]
-    modules += [f"weft.engine.{p.stem}" for p in (ROOT / "engine").glob("*.py") if p.stem != "__init__"]
+    rooms = ("engine", "methods", "vision", "measure")
+    files = [p.relative_to(ROOT).with_suffix("") for room in rooms for p in (ROOT / room).rglob("*.py")]
+    modules = [".".join(("weft", *file.parts)).removesuffix(".__init__") for file in files]
     modules += ["weft.kernels", "weft.backbones.loading", "weft.toyworld.world"]
     code = f"import sys, {', '.join(modules)}; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -26,7 +26,7 @@ PIXELS = 255.0  # SAM reads pixels in 0..255
 
 def make_sam():
     """64x64 pixels, 4x4 patches, 1.3 M parameters."""
-    from ..backbones import sam_parts
+    from ..vision import sam_parts
 
     return sam_parts.make_sam(
         sam_parts.Architecture(

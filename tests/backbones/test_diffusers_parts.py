@@ -103,7 +103,7 @@ class Encoder(nn.Module):
 @pytest.mark.parametrize("masked", [False, True])
 def test_padding_is_attended_unless_the_config_says_otherwise(tiny, masked):
     encoder = Encoder(masked)
-    embedding = embed_text(tiny.tokenizer, encoder, "a red square", torch.device("cpu"))
+    embedding = embed_text(tiny.text.tokenizer, encoder, "a red square", torch.device("cpu"))
     assert embedding.shape == (1, 16, 1)
     assert embedding.dtype == torch.float32
     if masked:
@@ -113,11 +113,11 @@ def test_padding_is_attended_unless_the_config_says_otherwise(tiny, masked):
 
 
 def test_tokens_of_a_prompt_spell_it_position_by_position(tiny):
-    tokens = token_texts(tiny.tokenizer, "A teal square on a zebra")
+    tokens = token_texts(tiny.text.tokenizer, "A teal square on a zebra")
     assert tokens[:6] == ("", "a ", "teal ", "square ", "on ", "a ")
-    assert len(tokens) == tiny.tokenizer.model_max_length
+    assert len(tokens) == tiny.text.tokenizer.model_max_length
     assert "".join(tokens) == "a teal square on a zebra "
-    assert tiny.embed("A teal square on a zebra").tokens == tokens
+    assert tiny.text.embed("A teal square on a zebra").tokens == tokens
 
 
 def taken(call):
@@ -131,17 +131,17 @@ def taken(call):
 def test_the_vae_takes_no_more_memory_for_a_longer_clip(tiny_image, way, inference):
     with torch.inference_mode(inference):
         clip = torch.rand(96, 32, 32, 3) if way == "encode" else torch.randn(96, 4, 16, 16)
-    short, long = (taken(lambda n=n: getattr(tiny_image, way)(clip[:n])) for n in (16, 96))
+    short, long = (taken(lambda n=n: getattr(tiny_image.codec, way)(clip[:n])) for n in (16, 96))
     assert long < 1.01 * short
 
 
 def test_a_clip_through_the_vae_is_its_frames_through_it_one_by_one(tiny_image):
     frames = torch.rand(11, 12, 20, 3, generator=torch.Generator().manual_seed(0))
-    latents = tiny_image.encode(frames)
-    assert_close(latents, torch.cat([tiny_image.encode(frame[None]) for frame in frames]))
-    decoded = tiny_image.decode(latents)
+    latents = tiny_image.codec.encode(frames)
+    assert_close(latents, torch.cat([tiny_image.codec.encode(frame[None]) for frame in frames]))
+    decoded = tiny_image.codec.decode(latents)
     assert decoded.is_contiguous()
-    assert_close(decoded, torch.cat([tiny_image.decode(z[None]) for z in latents]))
+    assert_close(decoded, torch.cat([tiny_image.codec.decode(z[None]) for z in latents]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -149,9 +149,9 @@ def test_what_is_no_number_is_found_in_the_last_frame(tiny_image, value):
     frames, latents = torch.rand(11, 12, 20, 3), torch.randn(11, 4, 6, 10)
     frames[-1, -1, -1, -1] = latents[-1, -1, -1, -1] = value
     with pytest.raises(ValueError, match="frames hold NaN"):
-        tiny_image.encode(frames)
+        tiny_image.codec.encode(frames)
     with pytest.raises(ValueError, match="latents hold NaN"):
-        tiny_image.decode(latents)
+        tiny_image.codec.decode(latents)
 
 
 # ---- the memory of the VAE ------------------------------------------------------------------------------------------
@@ -198,16 +198,17 @@ def test_the_memory_reckoned_for_a_frame_is_enough_and_not_much_too_much(way, wi
 @pytest.mark.parametrize("way", ["encode", "decode"])
 def test_frames_at_once_are_as_many_as_there_is_memory_for(image, way, monkeypatch):
     clip, seen, asked = given(way), [], []
-    want = getattr(image, way)(clip)
-    each, resident = reckoned(image.vae, way, clip), image.memory.resident
-    monkeypatch.setattr(image.vae, way, watched(getattr(image.vae, way), seen))
-    monkeypatch.setattr(image.memory, "resident", lambda m, n=0: asked.append((m, n)) or resident(m, n))
-    for free, sizes in {100: [8, 3], 3.9: [3, 3, 3, 2], 1.1: [1] * 11, 0: [1] * 11}.items():
+    want = getattr(image.codec, way)(clip)
+    each, resident = reckoned(image.codec.vae, way, clip), image.codec.memory.resident
+    monkeypatch.setattr(image.codec.vae, way, watched(getattr(image.codec.vae, way), seen))
+    monkeypatch.setattr(image.codec.memory, "resident", lambda m, n=0: asked.append((m, n)) or resident(m, n))
+    monkeypatch.setattr(parts, "UNKNOWN", 2 * each)
+    for free, sizes in {100: [8, 3], 3.9: [3, 3, 3, 2], 1.1: [1] * 11, 0: [1] * 11, None: [2] * 5 + [1]}.items():
         seen.clear()
-        monkeypatch.setattr(image.memory, "free", lambda free=free: int(free * each))
-        assert_close(getattr(image, way)(clip), want)
+        monkeypatch.setattr(image.codec.memory, "free", lambda free=free: None if free is None else int(free * each))
+        assert_close(getattr(image.codec, way)(clip), want)
         assert seen == sizes
-    assert asked == [(image.vae, each)] * 4
+    assert asked == [(image.codec.vae, each)] * 5
 
 
 def watched(function, seen, most=100):
@@ -226,15 +227,15 @@ def watched(function, seen, most=100):
 @pytest.mark.parametrize(("most", "sizes"), [(7, [4, 4, 3]), (3, [2, 2, 2, 2, 2, 1]), (1, [1] * 11)])
 def test_a_vae_that_runs_out_of_memory_goes_on_with_half_the_frames(image, way, most, sizes, monkeypatch, caplog):
     clip, seen = given(way), []
-    want = getattr(image, way)(clip)
-    monkeypatch.setattr(image.vae, way, watched(getattr(image.vae, way), seen, most))
+    want = getattr(image.codec, way)(clip)
+    monkeypatch.setattr(image.codec.vae, way, watched(getattr(image.codec.vae, way), seen, most))
     with caplog.at_level(logging.WARNING):
-        assert_close(getattr(image, way)(clip), want)
+        assert_close(getattr(image.codec, way)(clip), want)
     assert seen == sizes
     assert "out of memory: going on with" in caplog.text
-    monkeypatch.setattr(image.vae, way, watched(getattr(image.vae, way), seen, 0))
+    monkeypatch.setattr(image.codec.vae, way, watched(getattr(image.codec.vae, way), seen, 0))
     with pytest.raises(torch.OutOfMemoryError):
-        getattr(image, way)(clip)
+        getattr(image.codec, way)(clip)
 
 
 def test_sixteen_frames_of_512_fit_beside_the_rest_in_8_gb(monkeypatch):
@@ -260,11 +261,11 @@ def test_sixteen_frames_of_512_fit_beside_the_rest_in_8_gb(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_vae_in_half_precision_gives_nearly_the_same(image, way, dtype):
     clip = given(way)
-    want = getattr(image, way)(clip)
-    nn.Module.to(image.vae, dtype)
-    got = getattr(image, way)(clip)
+    want = getattr(image.codec, way)(clip)
+    nn.Module.to(image.codec.vae, dtype)
+    got = getattr(image.codec, way)(clip)
     assert got.dtype == torch.float32
-    assert image.vae.dtype == dtype
+    assert image.codec.vae.dtype == dtype
     error = (got - want).square().mean().sqrt() / want.std()
     assert 0 < error < CLOSE[dtype][0]
 
@@ -272,11 +273,11 @@ def test_a_vae_in_half_precision_gives_nearly_the_same(image, way, dtype):
 @pytest.mark.parametrize("way", ["encode", "decode"])
 def test_a_vae_that_overflows_goes_on_in_float32_for_that_clip(image, way, caplog):
     clip, dtypes = given(way), []
-    nn.Module.to(image.vae, torch.bfloat16).float()
-    weights = {n: p.clone() for n, p in image.vae.named_parameters()}
-    want = getattr(image, way)(clip)
-    nn.Module.to(image.vae, torch.bfloat16)
-    last = (image.vae.encoder if way == "encode" else image.vae.decoder).conv_out
+    nn.Module.to(image.codec.vae, torch.bfloat16).float()
+    weights = {n: p.clone() for n, p in image.codec.vae.named_parameters()}
+    want = getattr(image.codec, way)(clip)
+    nn.Module.to(image.codec.vae, torch.bfloat16)
+    last = (image.codec.vae.encoder if way == "encode" else image.codec.vae.decoder).conv_out
 
     def overflow(layer, given, made):
         dtypes.append(made.dtype)
@@ -284,11 +285,11 @@ def test_a_vae_that_overflows_goes_on_in_float32_for_that_clip(image, way, caplo
 
     last.register_forward_hook(overflow)
     with caplog.at_level(logging.WARNING):
-        got = getattr(image, way)(clip)
+        got = getattr(image.codec, way)(clip)
     assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]  # 8 frames, 3 that overflow, the 3 again
     assert_close(got[8:], want[8:])
     assert got.isfinite().all()
     (line,) = caplog.records
     assert "goes on in float32" in line.getMessage()
-    assert image.vae.dtype == torch.bfloat16
-    assert all(torch.equal(p.float(), weights[n]) for n, p in image.vae.named_parameters())
+    assert image.codec.vae.dtype == torch.bfloat16
+    assert all(torch.equal(p.float(), weights[n]) for n, p in image.codec.vae.named_parameters())

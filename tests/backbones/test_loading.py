@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from weft.backbones.loading import load_backbone
 from weft.backbones.memory import PlainMemory
+from weft.engine.call import Evaluation
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
-from weft.engine.nouns import Evaluation
-from weft.engine.sampling import edit
+from weft.engine.words import POSITIVE
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
@@ -32,9 +33,9 @@ def load(folder, **options):
 
 
 def output(backbone):
-    prompt = backbone.embed("a red square")
+    prompt = backbone.text.embed("a red square")
     with torch.no_grad():
-        return backbone.predict(Evaluation(make_latents()[None], 321, (prompt,), ("positive",)))
+        return backbone.denoiser.predict(Evaluation(make_latents()[None], 321, (prompt,), (POSITIVE,)))
 
 
 def weights(folder, part):
@@ -49,39 +50,48 @@ def change(file, edit):
 
 def test_a_folder_loads_as_it_was_saved(tiny_folder, tiny):
     saved = load_file(weights(tiny_folder, "unet"))
-    loaded = tiny.network.state_dict()
+    loaded = tiny.denoiser.network.state_dict()
     assert set(saved) == set(loaded)
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
     assert (tiny.name, load(str(tiny_folder), name="mine").name) == ("tiny", "mine")
-    for module in (tiny.network, tiny.vae, tiny.text_encoder):
+    for module in (tiny.denoiser.network, tiny.codec.vae, tiny.text.encoder):
         assert not module.training
         assert not any(p.requires_grad for p in module.parameters())
 
 
-def test_the_fingerprint_is_kept_on_reload_and_lost_with_a_single_weight(folder, tiny):
-    assert load(folder).fingerprint == tiny.fingerprint
-    found = {tiny.fingerprint}
-    for part, name in [
-        ("unet", "mid_block.attentions.0.proj_in.weight"),
-        ("vae", "decoder.conv_out.bias"),
-        ("text_encoder", "encoder.layers.1.mlp.fc1.weight"),
-    ]:
+def marks(backbone):
+    """Of the network, the VAE and the text encoder."""
+    return backbone.denoiser.fingerprint, backbone.codec.fingerprint, backbone.text.fingerprint
+
+
+def test_each_part_keeps_its_fingerprint_on_reload_and_loses_it_with_a_single_weight(folder, tiny):
+    now = list(marks(tiny))
+    assert list(marks(load(folder))) == now
+    for i, (part, name) in enumerate(
+        [
+            ("unet", "mid_block.attentions.0.proj_in.weight"),
+            ("vae", "decoder.conv_out.bias"),
+            ("text_encoder", "encoder.layers.1.mlp.fc1.weight"),
+        ]
+    ):
 
         def nudge(tensors, name=name):
             tensors[next(k for k in tensors if k.endswith(name))].view(-1)[-2] += 1e-3
 
         change(weights(folder, part), nudge)
-        found.add(load(folder).fingerprint)
-    assert len(found) == 4
+        got = list(marks(load(folder)))
+        assert got[i] != now[i]
+        assert got[:i] + got[i + 1 :] == now[:i] + now[i + 1 :]
+        now = got
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_network_and_text_encoder_take_the_dtype_and_on_a_cpu_the_vae_stays_exact(tiny_folder, dtype):
     backbone = load(tiny_folder, dtype=dtype)
     kind = getattr(torch, dtype)
-    assert {p.dtype for p in backbone.network.parameters()} == {kind}
-    assert {p.dtype for p in backbone.text_encoder.parameters()} == {kind}
-    assert {p.dtype for p in backbone.vae.parameters()} == {torch.float32}
+    assert {p.dtype for p in backbone.denoiser.network.parameters()} == {kind}
+    assert {p.dtype for p in backbone.text.encoder.parameters()} == {kind}
+    assert {p.dtype for p in backbone.codec.vae.parameters()} == {torch.float32}
     got = output(backbone)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, output(load(tiny_folder)), rtol=0.1, atol=0.15)
@@ -114,15 +124,15 @@ def test_the_vae_takes_the_half_precision_it_bears(folder, tiny, dtype, bfloat16
     config = {k: v for k, v in json.loads(path.read_text()).items() if k != "force_upcast"}
     path.write_text(json.dumps(config if upcast is None else {**config, "force_upcast": upcast}))
     backbone = load_backbone(folder, dtype=dtype, memory=Somewhere(bfloat16))
-    assert {p.dtype for p in backbone.vae.parameters()} == {want}
+    assert {p.dtype for p in backbone.codec.vae.parameters()} == {want}
     if dtype == "float32":
-        assert backbone.fingerprint == tiny.fingerprint
+        assert marks(backbone) == marks(tiny)
 
 
 def test_the_precision_of_the_vae_makes_no_other_model(folder):
     kinds = [load_backbone(folder, dtype="float16", memory=Somewhere(has)) for has in (True, False)]
-    assert kinds[0].vae.dtype != kinds[1].vae.dtype
-    assert kinds[0].fingerprint == kinds[1].fingerprint == load(folder, dtype="float16").fingerprint
+    assert kinds[0].codec.vae.dtype != kinds[1].codec.vae.dtype
+    assert marks(kinds[0]) == marks(kinds[1]) == marks(load(folder, dtype="float16"))
 
 
 def test_auto_asks_who_manages_memory(tiny_folder):
@@ -130,8 +140,8 @@ def test_auto_asks_who_manages_memory(tiny_folder):
         def default_dtype(self):
             return torch.bfloat16
 
-    assert load_backbone(tiny_folder, memory=Half("cpu")).network.dtype == torch.bfloat16
-    assert load(tiny_folder).network.dtype == torch.float32
+    assert load_backbone(tiny_folder, memory=Half("cpu")).denoiser.network.dtype == torch.bfloat16
+    assert load(tiny_folder).denoiser.network.dtype == torch.float32
 
 
 def test_a_folder_with_fp16_files_only(folder, tiny):
@@ -140,16 +150,16 @@ def test_a_folder_with_fp16_files_only(folder, tiny):
         save_file(tensors, folder / part / f"{stem}.fp16.safetensors", metadata={"format": "pt"})
         weights(folder, part).unlink()
     backbone = load(folder)
-    assert backbone.network.dtype == torch.float32
-    want = tiny.network.conv_in.weight.half().float()
-    assert torch.equal(backbone.network.conv_in.weight, want)
-    assert backbone.fingerprint != tiny.fingerprint
+    assert backbone.denoiser.network.dtype == torch.float32
+    want = tiny.denoiser.network.conv_in.weight.half().float()
+    assert torch.equal(backbone.denoiser.network.conv_in.weight, want)
+    assert backbone.denoiser.fingerprint != tiny.denoiser.fingerprint
 
 
 def test_fp16_files_beside_whole_ones_are_passed_over(folder, tiny):
     zeros = {k: torch.zeros_like(v).half() for k, v in load_file(weights(folder, "unet")).items()}
     save_file(zeros, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors", metadata={"format": "pt"})
-    assert load(folder).fingerprint == tiny.fingerprint
+    assert marks(load(folder)) == marks(tiny)
 
 
 def test_bin_files_that_hold_nothing_but_tensors(folder, tiny):
@@ -157,7 +167,7 @@ def test_bin_files_that_hold_nothing_but_tensors(folder, tiny):
         torch.save(load_file(weights(folder, part)), folder / part / PYTORCH[part])
         weights(folder, part).unlink()
     backbone = load(folder)
-    assert backbone.fingerprint == tiny.fingerprint
+    assert marks(backbone) == marks(tiny)
     assert_close(output(backbone), output(tiny))
 
 
@@ -192,7 +202,7 @@ def test_a_pickle_that_holds_code_is_not_run(folder, tmp_path, part, form):
 def test_code_beside_safetensors_is_not_run_either(folder, tmp_path, tiny):
     for part in WEIGHTS:
         (folder / part / PYTORCH[part]).write_bytes(pickle.dumps(Code(tmp_path / "ran")))
-    assert load(folder).fingerprint == tiny.fingerprint
+    assert marks(load(folder)) == marks(tiny)
     assert not (tmp_path / "ran").exists()
 
 
@@ -321,10 +331,10 @@ def test_the_noise_levels_are_those_the_folder_states(folder):
     stated = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
     path.write_text(json.dumps({**config, **stated}))
     backbone = load(folder)
-    schedule = backbone.schedule(4)
+    schedule = backbone.denoiser.schedule(4)
     assert schedule.prediction == "v_prediction"
     assert schedule.timesteps == (249, 499, 749, 999)
     assert schedule.signal[-1] == 0
-    trajectory = invert(backbone, make_latents(frames=5, size=(4, 7)), backbone.embed("a red square"), steps=4)
+    trajectory = invert(backbone, make_latents(frames=5, size=(4, 7)), backbone.text.embed("a red square"), steps=4)
     assert trajectory.latents.isfinite().all()
-    assert edit(backbone, trajectory, backbone.embed("a blue cross")).shape == (5, 4, 4, 7)
+    assert edit(backbone, trajectory, backbone.text.embed("a blue cross")).shape == (5, 4, 4, 7)

@@ -8,23 +8,25 @@ import torch
 from weft.backbones.loading import load_backbone
 from weft.backbones.lora import adapt, load_adapter, save_adapter, with_adapter
 from weft.backbones.memory import PlainMemory
-from weft.engine.inversion import add_noise
-from weft.engine.nouns import PLAIN, Control, Evaluation
-from weft.engine.sampling import edit
-from weft.methods.gather_swap import gather_swap
+from weft.engine.call import Evaluation
+from weft.engine.edit import edit
+from weft.engine.inversion import add_noise, invert
+from weft.engine.plan import PLAIN, Control, EditPlan
+from weft.engine.words import NEGATIVE, POSITIVE
+from weft.methods.gather_swap import GatherSwap
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
 
 def evaluation(backbone):
     z = torch.stack([make_latents(2, (5, 9), seed) for seed in range(2)])
-    prompts = backbone.embed("a red square"), backbone.embed("make it blue")
-    return Evaluation(z, 501, prompts, ("negative", "positive"), image=make_latents(2, (5, 9), 9))
+    prompts = backbone.text.embed("a red square"), backbone.text.embed("make it blue")
+    return Evaluation(z, 501, prompts, (NEGATIVE, POSITIVE), image=make_latents(2, (5, 9), 9))
 
 
 @torch.no_grad()
 def predict(backbone, e, *controls):
-    return backbone.predict(e, controls)
+    return backbone.denoiser.predict(e, EditPlan(controls))
 
 
 def push(backbone, parameters):
@@ -53,50 +55,50 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(tiny_instruct64)
 
 
 def test_the_model_on_the_wire_stays_as_it_is(tiny_instruct):
-    e, before = evaluation(tiny_instruct), weights(tiny_instruct.network)
-    want, name, fingerprint = predict(tiny_instruct, e), tiny_instruct.name, tiny_instruct.fingerprint
+    e, before = evaluation(tiny_instruct), weights(tiny_instruct.denoiser.network)
+    want, name, fingerprint = predict(tiny_instruct, e), tiny_instruct.name, tiny_instruct.denoiser.fingerprint
     adapted, *_ = adapt(tiny_instruct, push, rank=2)
     predict(adapted, e)
-    after = weights(tiny_instruct.network)
+    after = weights(tiny_instruct.denoiser.network)
     assert list(after) == list(before)
     assert all(after[n][0] == before[n][0] and torch.equal(after[n][1], before[n][1]) for n in after)
     assert torch.equal(predict(tiny_instruct, e), want)
-    assert (tiny_instruct.name, tiny_instruct.fingerprint) == (name, fingerprint)
+    assert (tiny_instruct.name, tiny_instruct.denoiser.fingerprint) == (name, fingerprint)
 
 
 def test_both_share_their_weights_until_one_is_moved(tiny_instruct):
     adapted, *_ = adapt(tiny_instruct, push, rank=2)
-    base, other = tiny_instruct.network.conv_in.weight, adapted.network.conv_in.weight
+    base, other = tiny_instruct.denoiser.network.conv_in.weight, adapted.denoiser.network.conv_in.weight
     assert other.data_ptr() == base.data_ptr()
-    adapted.network.to(torch.float64)
-    assert base.dtype == tiny_instruct.network.conv_in.weight.dtype == torch.float32
+    adapted.denoiser.network.to(torch.float64)
+    assert base.dtype == tiny_instruct.denoiser.network.conv_in.weight.dtype == torch.float32
 
 
 def test_each_model_has_a_fingerprint_of_its_own(tiny_instruct):
-    seen = {tiny_instruct.fingerprint}
+    seen = {tiny_instruct.denoiser.fingerprint}
     for options in ({"rank": 2}, {"rank": 3}, {"rank": 2, "seed": 1}):
-        seen.add(adapt(tiny_instruct, push, **options)[0].fingerprint)
+        seen.add(adapt(tiny_instruct, push, **options)[0].denoiser.fingerprint)
     assert len(seen) == 4
     adapted, *_ = adapt(tiny_instruct, push, rank=2)
-    assert adapted.fingerprint in seen
-    trajectory = add_noise(tiny_instruct, make_latents(2), tiny_instruct.embed(""), steps=2)
+    assert adapted.denoiser.fingerprint in seen
+    trajectory = invert(tiny_instruct, make_latents(2), tiny_instruct.text.embed(""), steps=2)
     with pytest.raises(ValueError, match="inverted with another model than 'tiny-instruct \\+ adapter'"):
-        edit(adapted, trajectory, adapted.embed("make it blue"))
+        edit(adapted, trajectory, adapted.text.embed("make it blue"))
 
 
 def test_an_adapted_model_edits_and_can_be_controlled(tiny_instruct):
     adapted, *_ = adapt(tiny_instruct, push, rank=2)
-    trajectory = add_noise(adapted, make_latents(3), adapted.embed(""), steps=2)
-    instruction = adapted.embed("make it blue")
-    plain, swapped = (edit(adapted, trajectory, instruction, plan=p) for p in (PLAIN, gather_swap(PLAIN, group=2)))
+    trajectory = add_noise(adapted, make_latents(3), adapted.text.embed(""), steps=2)
+    instruction = adapted.text.embed("make it blue")
+    plain, swapped = (edit(adapted, trajectory, instruction, plan=p) for p in (PLAIN, PLAIN.then(GatherSwap(group=2))))
     assert (plain - swapped).abs().max() > 0.01
     e = evaluation(adapted)
     torch.testing.assert_close(predict(adapted, e, Through()), predict(adapted, e), rtol=1e-4, atol=1e-5)
 
 
 class Through(Control):
-    def attention(self, call, q, k, v, attend):
-        return attend(q, k, v)
+    def attention(self, call, attend):
+        return attend(call)
 
 
 def test_an_adapter_is_the_same_after_it_was_saved(tiny_instruct, tmp_path):
@@ -104,9 +106,9 @@ def test_an_adapter_is_the_same_after_it_was_saved(tiny_instruct, tmp_path):
     save_adapter(adapter, tmp_path / "new" / "blue.safetensors")
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["blue.safetensors"]
     loaded = load_adapter(tmp_path / "new" / "blue.safetensors")
-    assert (loaded.rank, loaded.model, loaded.about) == (2, tiny_instruct.fingerprint, "make it blue")
+    assert (loaded.rank, loaded.model, loaded.about) == (2, tiny_instruct.denoiser.fingerprint, "make it blue")
     again = with_adapter(tiny_instruct, loaded)
-    assert again.fingerprint == adapted.fingerprint
+    assert again.denoiser.fingerprint == adapted.denoiser.fingerprint
     e = evaluation(tiny_instruct)
     assert torch.equal(predict(again, e), predict(adapted, e))
 
@@ -116,12 +118,12 @@ def test_diffusers_reads_it_too(tiny_instruct, tmp_path):
 
     adapted, adapter, _ = adapt(tiny_instruct, push, rank=2)
     save_adapter(adapter, tmp_path / "blue.safetensors")
-    network = deepcopy(tiny_instruct.network)
+    network = deepcopy(tiny_instruct.denoiser.network)
     network.load_lora_adapter(tmp_path / "blue.safetensors", prefix="unet")
-    theirs = adapted.fingerprint, network
+    theirs = adapted.denoiser.fingerprint, network
     e = evaluation(tiny_instruct)
     want = predict(adapted, e)
-    adapted.network = theirs[1]
+    adapted.denoiser.network = theirs[1]
     assert_close(predict(adapted, e), want)
 
 
@@ -136,7 +138,7 @@ def test_what_was_learned_before_a_cancel_can_be_kept(tiny_instruct, failure):
     with pytest.raises(failure):
         adapt(tiny_instruct, half, rank=2, rescue=kept.append)
     (adapter,) = kept
-    assert with_adapter(tiny_instruct, adapter).fingerprint == adapt(tiny_instruct, push, rank=2)[0].fingerprint
+    assert with_adapter(tiny_instruct, adapter).denoiser.fingerprint == adapt(tiny_instruct, push, rank=2)[0].denoiser.fingerprint
 
 
 def test_the_seed_decides_and_random_numbers_of_others_are_left_alone(tiny_instruct):
@@ -173,7 +175,7 @@ def test_a_trained_adapter_is_the_same_on_a_model_in_half_precision(tiny_instruc
     half = load_backbone(tiny_instruct_folder, dtype=str(dtype)[6:], memory=PlainMemory("cpu"))
     adapted, adapter, _ = adapt(half, push, rank=2)
     again = with_adapter(half, adapter)
-    own = {n: p for n, p in again.network.named_parameters() if "lora_" in n}
+    own = {n: p for n, p in again.denoiser.network.named_parameters() if "lora_" in n}
     assert all(torch.equal(p, adapter.weights[n]) for n, p in own.items())
     e = evaluation(half)
     assert torch.equal(predict(again, e), predict(adapted, e))
@@ -182,7 +184,7 @@ def test_a_trained_adapter_is_the_same_on_a_model_in_half_precision(tiny_instruc
 def test_models_of_comfyui_are_inference_tensors(tiny_instruct):
     with torch.inference_mode():
         adapted, *_ = adapt(tiny_instruct, push, rank=2)
-    assert not any(p.is_inference() for p in adapted.network.parameters())
+    assert not any(p.is_inference() for p in adapted.denoiser.network.parameters())
 
 
 def test_adapters_of_another_model_are_refused(tiny_instruct, tmp_path):

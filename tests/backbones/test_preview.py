@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from weft.backbones.preview import FEW, LatentPreview, few
-from weft.engine.nouns import Trajectory
+from weft.engine.source import Inverted
 from weft.tests.tiny import make_latents
 
 
 @pytest.fixture
 def trajectory(tiny):
-    return Trajectory(torch.randn(3, 5, 4, 6, 10), tiny.schedule(2), tiny.embed("a dog"), "paper")
+    return Inverted(torch.randn(3, 5, 4, 6, 10), tiny.denoiser.schedule(2), tiny.text.embed("a dog"), "paper", "")
 
 
 def test_a_preview_is_a_small_picture_of_every_frame(tiny, trajectory):
@@ -24,17 +24,17 @@ def test_a_preview_looks_like_what_the_latents_decode_to(tiny, trajectory, monke
     colors = torch.randn(4, 3) / 20
 
     def decode(latents):
-        pixels = torch.einsum("fchw,cd->fhwd", tiny.scale(latents), colors) + 0.5
+        pixels = torch.einsum("fchw,cd->fhwd", tiny.codec.scale(latents), colors) + 0.5
         return pixels.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
-    monkeypatch.setattr(tiny, "decode", decode)
+    monkeypatch.setattr(tiny.codec, "decode", decode)
     z = trajectory.latents[0]
     want = torch.einsum("fchw,cd->fhwd", z, colors) + 0.5
     torch.testing.assert_close(LatentPreview(tiny, trajectory)(z), want.clamp(0, 1), atol=5e-3, rtol=0)
 
 
 def test_flat_clips_and_comfyuis_inference_mode_do_no_harm(tiny, trajectory):
-    flat = Trajectory(torch.zeros(3, 2, 4, 6, 10), trajectory.schedule, trajectory.prompt, "paper")
+    flat = Inverted(torch.zeros(3, 2, 4, 6, 10), trajectory.schedule, trajectory.prompt, "paper", "")
     with torch.inference_mode():
         preview = LatentPreview(tiny, flat)
         assert preview(torch.randn(2, 4, 6, 10)).isfinite().all()
@@ -42,14 +42,14 @@ def test_flat_clips_and_comfyuis_inference_mode_do_no_harm(tiny, trajectory):
 
 def test_it_is_fitted_on_a_few_frames_spread_over_the_clip(tiny, trajectory, monkeypatch):
     """With a decoder whose colors change along the clip: frames from its start alone would miss it."""
-    long = Trajectory(torch.randn(3, 40, 4, 6, 10), trajectory.schedule, trajectory.prompt, "paper")
+    long = Inverted(torch.randn(3, 40, 4, 6, 10), trajectory.schedule, trajectory.prompt, "paper", "")
     decoded = []
 
     def decode(latents):
-        decoded.extend(tiny.scale(latents))
+        decoded.extend(tiny.codec.scale(latents))
         return torch.full((len(latents), 12, 20, 3), 0.5)
 
-    monkeypatch.setattr(tiny, "decode", decode)
+    monkeypatch.setattr(tiny.codec, "decode", decode)
     LatentPreview(tiny, long)
     places = [next(i for i, z in enumerate(long.latents[0]) if torch.allclose(z, d)) for d in decoded]
     assert places == [0, 13, 26, 39]

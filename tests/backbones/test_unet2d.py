@@ -11,7 +11,8 @@ from weft.backbones import diffusers_parts as parts
 from weft.backbones.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.backbones.unet2d import UNet2DBackbone
-from weft.engine.nouns import Control, Evaluation
+from weft.engine.call import Evaluation
+from weft.engine.plan import Control
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
@@ -21,15 +22,15 @@ ROWS = ("source", "unconditional", "negative", "positive")
 
 def evaluation(backbone, rows=("negative", "positive"), frames=3, size=(5, 9)):
     texts = ["a red square", "", "a small circle", "a blue cross"]
-    prompts = tuple(backbone.embed(t) for t in texts[: len(rows)])
+    prompts = tuple(backbone.text.embed(t) for t in texts[: len(rows)])
     latents = torch.stack([make_latents(frames, size, seed) for seed in range(len(rows))])
-    image = make_latents(frames, size, 9) if backbone.sees_source else None
+    image = make_latents(frames, size, 9) if backbone.denoiser.sees_source else None
     return Evaluation(latents, 501, prompts, rows, image=image)
 
 
 @torch.no_grad()
 def predict(backbone, e, *controls):
-    return backbone.predict(e, controls)
+    return backbone.denoiser.predict(e, controls)
 
 
 def stable_diffusion(tiny_image, monkeypatch, **config):
@@ -59,7 +60,7 @@ def test_sites_and_blocks_of_stable_diffusion_are_those_of_the_papers(tiny_image
 
 def test_a_clip_is_the_network_frame_by_frame(tiny_image64):
     e = evaluation(tiny_image64)
-    got, network = predict(tiny_image64, e), tiny_image64.network
+    got, network = predict(tiny_image64, e), tiny_image64.denoiser.network
     assert got.shape == e.latents.shape
     assert got.dtype == torch.float32
     with torch.no_grad():
@@ -77,7 +78,7 @@ def test_an_instruction_model_sees_the_unscaled_picture_but_in_the_unconditional
             given = torch.zeros_like(picture) if row == "unconditional" else picture
             x = torch.cat([e.latents[r], given], 1).double()
             text = e.prompts[r].embedding.double().expand(3, -1, -1)
-            assert_close(got[r], tiny_instruct64.network(x, 501, text).sample.float())
+            assert_close(got[r], tiny_instruct64.denoiser.network(x, 501, text).sample.float())
 
 
 def test_an_instruction_model_without_a_picture_is_refused(tiny_instruct):
@@ -87,7 +88,7 @@ def test_an_instruction_model_without_a_picture_is_refused(tiny_instruct):
 
 def test_frames_may_have_prompts_of_their_own(tiny_image64):
     e = evaluation(tiny_image64, ("positive",))
-    texts = [tiny_image64.embed(t).embedding for t in ("a red square", "a blue cross", "a small circle")]
+    texts = [tiny_image64.text.embed(t).embedding for t in ("a red square", "a blue cross", "a small circle")]
     each = replace(e.prompts[0], embedding=torch.cat(texts))
     got = predict(tiny_image64, replace(e, prompts=(each,)))
     for f in range(3):
@@ -120,7 +121,7 @@ def test_controls_see_frames_as_groups(tiny_image64):
             assert_close(again[1], v)
         else:
             assert k.shape[3] == e.prompts[0].embedding.shape[1]
-    assert [call.site for call, *_ in watch.calls] == list(tiny_image64.sites)
+    assert [call.site for call, *_ in watch.calls] == list(tiny_image64.denoiser.sites)
 
 
 def test_selected_frames_are_those_frames_alone(tiny_instruct64):
@@ -133,11 +134,11 @@ def test_selected_frames_are_those_frames_alone(tiny_instruct64):
 
 def test_one_frame_is_enough_for_an_image_model(tiny_image):
     frames = torch.rand(1, 12, 20, 3)
-    latents = tiny_image.encode(frames)
+    latents = tiny_image.codec.encode(frames)
     assert latents.shape == (1, 4, 6, 10)
-    assert tiny_image.decode(latents).shape == frames.shape
+    assert tiny_image.codec.decode(latents).shape == frames.shape
     with pytest.raises(ValueError, match="at least 1 frame, got 0"):
-        tiny_image.encode(frames[:0])
+        tiny_image.codec.encode(frames[:0])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from weft.backbones import diffusers_parts as parts
 from weft.backbones.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.backbones.unet3d import UNet3DBackbone
-from weft.engine.nouns import Evaluation, Site
+from weft.engine.call import Evaluation
+from weft.engine.words import Site
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import COARSE_ONLY, make_folder, make_latents
 
@@ -30,7 +31,7 @@ def zeroscope(monkeypatch, tiny):
 
 
 def names(backbone, kind):
-    return [s.layer for s in backbone.sites if s.kind == kind]
+    return [s.layer for s in backbone.denoiser.sites if s.kind == kind]
 
 
 def test_sites_of_attention_at_the_middle_level_only(coarse):
@@ -80,33 +81,37 @@ def test_a_network_of_another_kind_is_refused(zeroscope):
 @pytest.mark.parametrize(("frames", "size"), [(3, (6, 10)), (5, (5, 9)), (2, (1, 3))])
 def test_the_network_is_given_clips_labels_and_texts_as_diffusers_takes_them(tiny64, frames, size):
     z = torch.stack([make_latents(frames, size, seed) for seed in (0, 1)])
-    prompts = tiny64.embed("a red square"), tiny64.embed("a blue cross")
+    prompts = tiny64.text.embed("a red square"), tiny64.text.embed("a blue cross")
     with torch.no_grad():
-        got = tiny64.predict(Evaluation(z, 321, prompts, ("negative", "positive")))
+        got = tiny64.denoiser.predict(Evaluation(z, 321, prompts, ("negative", "positive")))
         for row in (0, 1):
-            out = tiny64.network(z[row : row + 1].double().movedim(2, 1), 321, prompts[row].embedding.double()).sample
+            out = tiny64.denoiser.network(
+                z[row : row + 1].double().movedim(2, 1), 321, prompts[row].embedding.double()
+            ).sample
             assert_close(got[row], out.movedim(1, 2)[0].float())
     assert got.dtype == torch.float32
 
 
 def test_predict_is_differentiable_in_the_latents_alone(tiny):
     z = make_latents()[None].requires_grad_()
-    tiny.predict(Evaluation(z, 321, (tiny.embed("a red square"),), ("positive",))).square().sum().backward()
+    tiny.denoiser.predict(
+        Evaluation(z, 321, (tiny.text.embed("a red square"),), ("positive",))
+    ).square().sum().backward()
     assert z.grad.isfinite().all()
     assert (z.grad.abs().amax((0, 2, 3, 4)) > 0).all()
-    assert all(p.grad is None for p in tiny.network.parameters())
+    assert all(p.grad is None for p in tiny.denoiser.network.parameters())
 
 
 def test_encode_and_decode_are_the_vae_frame_by_frame(tiny):
     frames = torch.rand(11, 12, 20, 3)  # more than go through at once
-    latents = tiny.encode(frames)
+    latents = tiny.codec.encode(frames)
     assert latents.shape == (11, 4, 6, 10)
     assert tiny.pixels_per_cell == 2
     with torch.no_grad():
         for i in (0, 7, 8, 10):
             one = tiny.vae.encode(frames[i : i + 1].movedim(-1, 1) * 2 - 1).latent_dist.mode()
             assert_close(latents[i : i + 1], one)
-        back = tiny.decode(latents)
+        back = tiny.codec.decode(latents)
         want = (tiny.vae.decode(latents[8:9]).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
     assert_close(back[8:9], want)
     assert back.shape == frames.shape
@@ -117,32 +122,32 @@ def test_encode_and_decode_are_the_vae_frame_by_frame(tiny):
 def test_cancel_is_asked_between_batches_of_frames(tiny_folder):
     asked = []
     backbone = load_backbone(tiny_folder, memory=PlainMemory("cpu"), check=lambda: asked.append(1))
-    latents = backbone.encode(torch.rand(17, 4, 4, 3))
+    latents = backbone.codec.encode(torch.rand(17, 4, 4, 3))
     assert len(asked) == 3
-    backbone.decode(latents)
+    backbone.codec.decode(latents)
     assert len(asked) == 6
 
 
 def test_latents_on_a_wire_are_unscaled(tiny):
     z = make_latents()
-    assert_close(tiny.scale(z), 0.5 * z)
-    assert_close(tiny.unscale(tiny.scale(z)), z)
+    assert_close(tiny.codec.scale(z), 0.5 * z)
+    assert_close(tiny.codec.unscale(tiny.codec.scale(z)), z)
 
 
 def test_a_prompt_is_the_padded_text_through_the_encoder(tiny):
-    prompt = tiny.embed("a red square")
+    prompt = tiny.text.embed("a red square")
     tokens = tiny.tokenizer("a red square", padding="max_length", max_length=16, return_tensors="pt").input_ids
     with torch.no_grad():
         assert_close(prompt.embedding, tiny.text_encoder(tokens).last_hidden_state)
-    assert (prompt.text, prompt.model) == ("a red square", tiny.fingerprint)
+    assert (prompt.text, prompt.model) == ("a red square", tiny.denoiser.fingerprint)
     assert prompt.embedding.shape == (1, 16, 64)
-    assert tiny.embed("a red square " * 30).embedding.shape == (1, 16, 64)  # cut, as Stable Diffusion does
-    assert not torch.equal(tiny.embed("a blue square").embedding, prompt.embedding)
-    assert tiny.embed("").embedding.isfinite().all()
+    assert tiny.text.embed("a red square " * 30).embedding.shape == (1, 16, 64)  # cut, as Stable Diffusion does
+    assert not torch.equal(tiny.text.embed("a blue square").embedding, prompt.embedding)
+    assert tiny.text.embed("").embedding.isfinite().all()
 
 
 def test_the_schedule_is_that_of_the_models_config(tiny):
-    schedule = tiny.schedule(50)
+    schedule = tiny.denoiser.schedule(50)
     assert schedule.timesteps == tuple(range(1, 1000, 20))
     assert schedule.prediction == "epsilon"
 
@@ -160,7 +165,7 @@ def test_the_schedule_is_that_of_the_models_config(tiny):
 )
 def test_frames_that_cannot_be_encoded_are_refused(tiny, frames, match):
     with pytest.raises(ValueError, match=match):
-        tiny.encode(frames)
+        tiny.codec.encode(frames)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ def test_frames_that_cannot_be_encoded_are_refused(tiny, frames, match):
 )
 def test_latents_that_cannot_be_decoded_are_refused(tiny, latents, match):
     with pytest.raises(ValueError, match=match):
-        tiny.decode(latents)
+        tiny.codec.decode(latents)
 
 
 def test_room_is_asked_for_what_an_evaluation_needs(tiny, monkeypatch):
@@ -183,8 +188,8 @@ def test_room_is_asked_for_what_an_evaluation_needs(tiny, monkeypatch):
     monkeypatch.setattr(
         tiny.memory, "resident", lambda m, activations=0: asked.update({m: activations}) or plain(m, activations)
     )
-    with tiny.resident("network", 100):
+    with tiny.denoiser.resident("network", 100):
         pass
-    with tiny.resident("vae"):
+    with tiny.denoiser.resident("vae"):
         pass
-    assert asked == {tiny.network: 100 * 4 * parts.ACTIVATION_BYTES, tiny.vae: 0}
+    assert asked == {tiny.denoiser.network: 100 * 4 * parts.ACTIVATION_BYTES, tiny.vae: 0}

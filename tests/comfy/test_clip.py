@@ -4,11 +4,13 @@ import io
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load, save
 
 from weft.headless.client import WorkflowError
 from weft.tests.comfy.graphs import node
@@ -96,6 +98,30 @@ def test_whole_clips_are_found_where_text_encoders_are(run, server):
     options = info["input"]["required"]["model"][1]["options"]
     assert sorted(options) == ["half", "mine/whole", "toyworld/clip"]  # and no text encoder alone
     assert read(run(judged(model="mine/whole"))) == read(run(judged()))
+
+
+def test_replaced_weights_are_loaded_anew(run, server):
+    argv = json.loads(server.request("/system_stats"))["system"]["argv"]
+    base = Path(argv[argv.index("--base-directory") + 1])
+    weights = base / "models" / "text_encoders" / "mine" / "whole" / "model.safetensors"
+    kept, graph = weights.read_bytes(), judged(model="mine/whole")
+    first = read(run(graph))
+    assert "clip" in run(graph).cached
+    tensors = load(kept)
+    tensors["visual_projection.weight"] = tensors["visual_projection.weight"].flip(0)
+    replaced(weights, save(tensors, {"format": "pt"}))  # its config.json is as before
+    try:
+        again = run(graph)
+        assert "clip" not in again.cached
+        assert read(again) != first
+    finally:
+        replaced(weights, kept)
+
+
+def replaced(path, content):
+    """A new file under the old name, as a download makes it: the old one may still be mapped into memory."""
+    path.with_suffix(".new").write_bytes(content)
+    path.with_suffix(".new").replace(path)
 
 
 @pytest.mark.parametrize(

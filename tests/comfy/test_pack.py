@@ -1,7 +1,8 @@
 import json
-import urllib.error
 
 import pytest
+
+from weft.headless.client import Refused
 
 pytestmark = pytest.mark.comfy
 
@@ -69,5 +70,5 @@ def test_models_are_found_in_both_places(ours):
 def test_help_pages_are_served(server, name):
     try:
         assert server.request(f"/extensions/weft/docs/{name}.md").strip()
-    except urllib.error.HTTPError as error:
+    except Refused as error:
         pytest.fail(f"no help page for {name}: {error}")

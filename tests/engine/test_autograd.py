@@ -7,11 +7,11 @@ from torch import nn
 from weft.backbones.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.engine.autograd import is_ordinary, make_ordinary, ordinary, plain_torch
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
-from weft.engine.nouns import PLAIN
-from weft.engine.sampling import edit
-from weft.methods.latent_blend import latent_blend
-from weft.methods.str_match import score_frames, str_latent_optimizer
+from weft.engine.plan import PLAIN
+from weft.methods.latent_blend import LatentBlend
+from weft.methods.str_match import STRLatentOptimizer, score_frames
 
 
 def made_in_inference_mode():
@@ -102,11 +102,11 @@ def whole_edit(backbone, frames):
     """Everything a workflow does, and every picture and number that comes out of it."""
     mask = torch.zeros(1, *frames.shape[1:3])
     mask[:, :7, :9] = 1
-    source, target = backbone.embed("a red square"), backbone.embed("a blue cross")
-    trajectory = invert(backbone, backbone.encode(frames), source, steps=2)
-    plan = latent_blend(str_latent_optimizer(PLAIN, strength=0.2), mask)
+    source, target = backbone.text.embed("a red square"), backbone.text.embed("a blue cross")
+    trajectory = invert(backbone, backbone.codec.encode(frames), source, steps=2)
+    plan = PLAIN.then(STRLatentOptimizer(strength=0.2)).then(LatentBlend(mask))
     latents = edit(backbone, trajectory, target, plan=plan)
-    return trajectory.latents, latents, backbone.decode(latents), score_frames(backbone, trajectory, x=0.4, y=0.6)
+    return trajectory.latents, latents, backbone.codec.decode(latents), score_frames(backbone, trajectory, x=0.4, y=0.6)
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +126,12 @@ def test_an_edit_in_inference_mode_is_the_edit_outside_it_bit_for_bit(tiny_folde
         backbone = load_backbone(tiny_folder, memory=PlainMemory("cpu"))
         got = whole_edit(backbone, frames.clone())
     same_bits(got, want)
-    assert all(is_ordinary(p) for p in backbone.network.parameters())
+    assert all(is_ordinary(p) for p in backbone.denoiser.network.parameters())
 
 
 def there_and_back(backbone):
     """Moves every weight, as an offload does; their values stay."""
-    for module in (backbone.network, backbone.vae, backbone.text_encoder):
+    for module in (backbone.denoiser.network, backbone.vae, backbone.text_encoder):
         nn.Module.to(module, torch.float64)
         nn.Module.to(module, torch.float32)
     return backbone
@@ -148,7 +148,7 @@ def test_spoiled_weights_are_repaired_before_a_run(tiny_folder, outside, moved, 
     backbone = load_backbone(tiny_folder, memory=PlainMemory("cpu"))
     with torch.inference_mode():
         there_and_back(backbone)
-    assert not is_ordinary(backbone.network.conv_in.weight)
+    assert not is_ordinary(backbone.denoiser.network.conv_in.weight)
     with torch.inference_mode(inference):
         same_bits(whole_edit(backbone, outside[0].clone()), moved)
     for got, want in zip(moved, outside[1]):
@@ -159,5 +159,5 @@ def test_str_guidance_did_something(outside, tiny_folder):
     """Or the comparisons above would prove nothing."""
     frames, (_, latents, _, _) = outside
     backbone = load_backbone(tiny_folder, memory=PlainMemory("cpu"))
-    trajectory = invert(backbone, backbone.encode(frames), backbone.embed("a red square"), steps=2)
-    assert not torch.equal(edit(backbone, trajectory, backbone.embed("a blue cross")), latents)
+    trajectory = invert(backbone, backbone.codec.encode(frames), backbone.text.embed("a red square"), steps=2)
+    assert not torch.equal(edit(backbone, trajectory, backbone.text.embed("a blue cross")), latents)

@@ -6,7 +6,8 @@ from weft.engine.schedule import Schedule
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import SCHEDULER
 
-PREDICTIONS = ["epsilon", "v_prediction"]
+TRAINED = ["epsilon", "v_prediction"]  # on a table of alphas
+PREDICTIONS = [*TRAINED, "flow"]
 ZERO_SNR = {
     "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "steps_offset": 0, "set_alpha_to_one": True,
     "prediction_type": "v_prediction",
@@ -28,7 +29,7 @@ def latents(n=2):
     return torch.randn(n, 3, 4, 2, 5, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", TRAINED)
 @pytest.mark.parametrize("to_one", [False, True])
 @pytest.mark.parametrize(
     ("spacing", "offset", "steps"),
@@ -43,7 +44,7 @@ def test_a_step_is_that_of_diffusers(spacing, offset, steps, to_one, prediction)
     assert list(reversed(schedule.timesteps)) == scheduler.timesteps.tolist()
     for level in {steps, steps // 2 + 1, min(2, steps), 1}:
         z, output = latents()
-        want = scheduler.step(output, schedule.label(level), z, eta=0.0)
+        want = scheduler.step(output, int(schedule.label(level)), z, eta=0.0)
         assert_close(schedule.step(z, output, level, level - 1), want.prev_sample)
         clean, eps = schedule.split(z, output, level)
         assert_close(clean, want.pred_original_sample)
@@ -55,7 +56,7 @@ def test_levels_are_consecutive_timesteps_where_diffusers_rounds(spacing, steps,
     schedule = make_schedule({**SCHEDULER, "timestep_spacing": spacing}, steps)
     alpha_bar = diffusers_scheduler(steps).alphas_cumprod
     for level in range(1, steps + 1):
-        assert schedule.signal[level] == pytest.approx(alpha_bar[schedule.label(level)].item() ** 0.5, rel=1e-12)
+        assert schedule.signal[level] == pytest.approx(alpha_bar[int(schedule.label(level))].item() ** 0.5, rel=1e-12)
     stride = [b - a for a, b in zip(schedule.timesteps, schedule.timesteps[1:])]
     assert len(set(stride)) == 2
     assert all(abs(s - 1000 // steps) <= off for s in stride)
@@ -78,7 +79,7 @@ def test_the_clean_level_is_what_the_config_says(to_one):
     assert len(schedule.signal) == len(schedule.noise) == 11
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", TRAINED)
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_unstep_undoes_a_step_exactly(spacing, prediction):
     schedule = make_schedule({**SCHEDULER, "timestep_spacing": spacing, "prediction_type": prediction}, 12)
@@ -136,12 +137,14 @@ def test_too_few_and_too_many_steps_are_refused(steps):
 def test_repeated_timesteps_are_refused():
     with pytest.raises(ValueError, match=r"must rise without repeats, .*: use fewer steps"):
         make_schedule(SCHEDULER, 1000)  # the offset of 1 would go over the last timestep
-    with pytest.raises(ValueError, match=r"must rise without repeats, got \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"must rise without repeats, got \(1.0, 1.0\)"):
         Schedule.from_alpha_bar([1, 1], [1, 0.9, 0.8], "epsilon")
 
 
 def test_unknown_prediction_types_are_refused():
-    with pytest.raises(ValueError, match=r"'sample' is not supported: want one of \['epsilon', 'v_prediction'\]"):
+    with pytest.raises(
+        ValueError, match=r"'sample' is not supported: want one of \['epsilon', 'v_prediction', 'flow'\]"
+    ):
         make_schedule({**SCHEDULER, "prediction_type": "sample"}, 10)
 
 
@@ -150,3 +153,106 @@ def test_levels_and_timesteps_go_together(timesteps, alpha_bar):
     want = f"want S >= 1 timesteps and S . 1 levels, got {len(timesteps)}, {len(alpha_bar)}, {len(alpha_bar)}"
     with pytest.raises(ValueError, match=want):
         Schedule.from_alpha_bar(timesteps, alpha_bar, "v_prediction")
+
+
+# ---- flow models, and flow coordinates for all -----------------------------------------------------------------------
+
+SIGMAS = (0.0, 0.1, 0.25, 0.6, 0.875, 1.0)
+ALL = {
+    "epsilon": make_schedule(SCHEDULER, 5),
+    "v": make_schedule({**SCHEDULER, "prediction_type": "v_prediction"}, 5),
+    "v from pure noise": make_schedule({**SCHEDULER, **ZERO_SNR}, 5),
+    "flow": Schedule.from_sigmas(SIGMAS),
+}
+
+
+@pytest.fixture(params=ALL.values(), ids=ALL)
+def schedule(request):
+    return request.param
+
+
+def test_a_flow_models_levels_are_its_sigmas_and_so_is_what_it_is_told():
+    schedule = ALL["flow"]
+    assert (schedule.steps, schedule.prediction, schedule.noise) == (5, "flow", SIGMAS)
+    assert schedule.signal == tuple(1 - s for s in SIGMAS)
+    assert [schedule.label(level) for level in range(1, 6)] == list(SIGMAS[1:])
+    assert [schedule.flow(level) for level in range(6)] == [(s, 1.0) for s in SIGMAS]
+
+
+def test_a_step_of_a_flow_model_is_that_of_diffusers():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(6)
+    schedule = Schedule.from_sigmas(scheduler.sigmas.flip(0).tolist())
+    assert schedule.steps == 6
+    z, output = (x.float() for x in latents())
+    for level, t in zip(range(6, 0, -1), scheduler.timesteps):
+        want = scheduler.step(output, t, z).prev_sample
+        assert_close(schedule.step(z, output, level, level - 1), want)
+
+
+def test_an_output_is_read_as_what_the_network_should_have_said(schedule):
+    """`answer` is the true output for a known mixture; `split` finds both again, at any level."""
+    clean, eps = latents()
+    for level in range(1, 6):
+        x = schedule.noised(clean, eps, level)
+        assert_close(x, schedule.signal[level] * clean + schedule.noise[level] * eps)
+        output = schedule.answer(clean, eps, level)
+        want = {
+            "epsilon": eps,
+            "v_prediction": schedule.signal[level] * eps - schedule.noise[level] * clean,
+            "flow": eps - clean,
+        }[schedule.prediction]
+        assert_close(output, want)
+        got = schedule.split(x, output, level)
+        assert_close(got[0], clean)
+        assert_close(got[1], eps)
+        assert_close(schedule.velocity(x, output, level), eps - clean)
+
+
+def test_any_step_leads_along_what_was_read_and_back(schedule):
+    clean, eps = latents()
+    for start in range(1, 6):
+        output = schedule.answer(clean, eps, start)
+        for end in range(6):
+            x = schedule.noised(clean, eps, start)
+            there = schedule.step(x, output, start, end)
+            assert_close(there, schedule.noised(clean, eps, end))
+            if end or start < 5 or schedule.signal[5]:  # from pure noise a v model's one step forgets the latent
+                assert_close(schedule.unstep(there, output, start, end), x)
+
+
+def test_in_flow_coordinates_every_step_is_an_euler_step(schedule):
+    """y = x / (signal + noise), s = noise / (signal + noise): y' = y + (s' - s) (eps - clean)."""
+    x, output = latents()  # any, also what no clip and no noise would give
+    for start in range(1, 6):
+        s, size = schedule.flow(start)
+        assert size == pytest.approx(schedule.signal[start] + schedule.noise[start], rel=1e-15)
+        assert s == pytest.approx(schedule.noise[start] / size, rel=1e-15)
+        u = schedule.velocity(x, output, start)
+        for end in range(6):
+            s_end, size_end = schedule.flow(end)
+            want = size_end * (x / size + (s_end - s) * u)
+            assert_close(schedule.step(x, output, start, end), want)
+
+
+def test_a_thinned_schedule_is_every_so_many_levels_with_their_labels(schedule):
+    got = schedule.thinned(1)
+    assert (got.signal, got.noise) == (schedule.signal[::5], schedule.noise[::5])
+    assert (got.timesteps, got.prediction) == (schedule.timesteps[-1:], schedule.prediction)
+    assert schedule.thinned(5) == schedule
+    longer = make_schedule(SCHEDULER, 12)
+    for steps in (1, 2, 3, 4, 6):
+        some = longer.thinned(steps)
+        for level in range(1, steps + 1):
+            assert some.label(level) == longer.label(level * 12 // steps)
+    with pytest.raises(ValueError, match="5 steps cannot be thinned to 2: want a number that divides them"):
+        schedule.thinned(2)
+
+
+def test_a_flow_models_signal_and_noise_add_up():
+    with pytest.raises(ValueError, match="a flow model's signal and noise add up to 1 at every level: these do not"):
+        Schedule((1.0, 2.0), (1.0, 0.8, 0.6), (0.0, 0.6, 0.8), "flow")
+    with pytest.raises(ValueError, match="must rise without repeats"):
+        Schedule.from_sigmas([0.0, 0.5, 0.5, 1.0])

@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import json
+import socket
 import struct
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -46,8 +48,9 @@ def frame(payload, code=0x1, final=True):
 
 class Fake(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    frames, refusal = b"", None  # set by tests, on a subclass
-    received, queued, pongs = None, None, None
+    frames, refusal, quiet = b"", None, 0.0  # set by tests, on a subclass; seconds without a word before the frames
+    working = True  # whether the queue still has the workflow
+    received, queued = None, None
 
     def do_GET(self):
         if self.path.startswith("/view"):
@@ -56,17 +59,24 @@ class Fake(BaseHTTPRequestHandler):
             key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
             self.send_response(101)
             self.send_header("Upgrade", "websocket")
+            self.send_header("Connection", "Upgrade")
             self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
             self.end_headers()
             if self.queued.wait(10):
+                time.sleep(self.quiet)
                 self.wfile.write(self.frames)
             self.close_connection = True
+        elif self.path == "/queue":
+            self.received.setdefault("/queue", []).append(time.monotonic())
+            entry = [[0, "p" if self.working else "another", {}, {}, []]]
+            self.answer(200, json.dumps({"queue_running": entry, "queue_pending": []}).encode())
         else:
             self.answer(404, b"")
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.received[self.path] = body
+        self.received[f"{self.path} type"] = self.headers["Content-Type"]
         if self.path == "/prompt" and self.refusal:
             self.answer(400, json.dumps(self.refusal).encode())
         else:
@@ -89,9 +99,9 @@ def fake():
     """A function that starts the server with some events, and gives (address, bodies of requests)."""
     started = []
 
-    def start(events=(), frames=b"", refusal=None):
+    def start(events=(), frames=b"", refusal=None, **more):
         frames += b"".join(frame(json.dumps({"type": kind, "data": data}).encode()) for kind, data in events)
-        names = {"frames": frames, "refusal": refusal, "received": {}, "queued": threading.Event()}
+        names = {"frames": frames, "refusal": refusal, "received": {}, "queued": threading.Event(), **more}
         handler = type("Handler", (Fake,), names)
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -128,6 +138,73 @@ def test_messages_in_pieces_and_pings(fake):
     assert Server(url).run(GRAPH, patience=10).outputs == {}
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", 'a "clip".mp4', "мой клип.mp4"])
+def test_uploads_are_forms_that_servers_read(fake, tmp_path, name):
+    from email.parser import BytesParser
+
+    url, received = fake()
+    (tmp_path / name).write_bytes(b"\x00clip\r\n\xff")
+    Server(url).upload(tmp_path / name)
+    kind = received["/upload/image type"]
+    form = BytesParser().parsebytes(f"Content-Type: {kind}\r\n\r\n".encode() + received["/upload/image"])
+    fields = {part.get_param("name", header="content-disposition"): part for part in form.get_payload()}
+    assert fields["overwrite"].get_payload(decode=True) == b"true"
+    assert fields["image"].get_payload(decode=True) == b"\x00clip\r\n\xff"
+    assert b'filename="%b"' % name.replace('"', "%22").encode() in received["/upload/image"]
+
+
+@pytest.fixture
+def mute():
+    """The address of a server that takes every connection and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda server, clip: server.run(GRAPH),
+        lambda server, clip: server.request("/system_stats"),
+        lambda server, clip: server.upload(clip),
+        lambda server, clip: server.interrupt(),
+        lambda server, clip: Result(server).fetch(FILE),
+    ],
+    ids=["run", "get", "upload", "interrupt", "fetch"],
+)
+def test_a_server_that_never_answers(mute, tmp_path, call):
+    (tmp_path / "clip.mp4").write_bytes(b"clip")
+    start = time.monotonic()
+    with pytest.raises(WorkflowError, match=rf"^{mute} did not answer within 0.2 s: .*--timeout"):
+        call(Server(mute, timeout=0.2), tmp_path / "clip.mp4")
+    assert time.monotonic() - start < 5
+
+
+def test_the_command_line_has_a_timeout(mute, tmp_path):
+    (tmp_path / "graph.json").write_text(json.dumps(GRAPH))
+    with pytest.raises(SystemExit, match=r"did not answer within 0\.1 s"):
+        client.main([str(tmp_path / "graph.json"), "--server", mute, "--timeout", "0.1"])
+    with pytest.raises(SystemExit, match="want a timeout of more than 0 seconds, got 0"):
+        client.main([str(tmp_path / "graph.json"), "--server", mute, "--timeout", "0"])
+
+
+def test_a_workflow_may_be_silent_for_longer_than_the_timeout(fake):
+    url, received = fake(SUCCESS, quiet=1.0)
+    assert Server(url, timeout=0.2).run(GRAPH).files() == [FILE]
+    assert len(received["/queue"]) >= 2  # it was asked, and was at work
+
+
+def test_a_workflow_that_the_server_lost(fake):
+    url, _ = fake(SUCCESS, quiet=5.0, working=False)
+    with pytest.raises(WorkflowError, match="no longer knows of this workflow"):
+        Server(url, timeout=0.2).run(GRAPH)
+
+
+def test_silence_that_is_not_borne(fake):
+    url, _ = fake(SUCCESS, quiet=5.0)
+    with pytest.raises(WorkflowError, match="is at work and has said nothing for"):
+        Server(url).run(GRAPH, patience=0.3)
+
+
 @pytest.mark.parametrize(
     ("events", "kind", "words"),
     [
@@ -143,6 +220,12 @@ def test_failures(fake, events, kind, words):
         run_workflow(url, GRAPH)
 
 
+def test_a_server_that_closes_the_connection(fake):
+    url, _ = fake(frames=frame(b"\x03\xe8", 0x8))
+    with pytest.raises(WorkflowError, match=r"went away .*closed"):
+        run_workflow(url, GRAPH)
+
+
 def test_a_refused_graph(fake):
     url, _ = fake(refusal=REFUSAL)
     with pytest.raises(WorkflowError, match=r"^Save it \(node 7\): Value -1 smaller than min of 0 \(strength\)$"):
@@ -150,7 +233,7 @@ def test_a_refused_graph(fake):
 
 
 def test_no_server():
-    with pytest.raises(WorkflowError, match=r"http://127.0.0.1:9: .*refused"):
+    with pytest.raises(WorkflowError, match=r"http://127.0.0.1:9 cannot be reached.*refused"):
         run_workflow("http://127.0.0.1:9", GRAPH)
 
 

@@ -8,9 +8,11 @@ import torch
 from weft.backbones.loading import load_backbone
 from weft.backbones.lora import adapt
 from weft.backbones.memory import PlainMemory
+from weft.backbones.text import prompt_of
+from weft.engine.edit import edit
 from weft.engine.inversion import add_noise
 from weft.engine.monitor import Monitor
-from weft.engine.sampling import edit
+from weft.engine.plan import PLAIN
 from weft.methods.adaptation import Ranges, candidates, choose, curve, fit, transform
 from weft.tests.numerics import assert_close
 
@@ -91,7 +93,7 @@ def test_edges_are_mirrored():
 
 
 def test_each_candidate_is_what_its_seed_gives(tiny_instruct):
-    instruction, progress = tiny_instruct.embed("make it blue"), []
+    instruction, progress = tiny_instruct.text.embed("make it blue"), []
 
     class Count(Monitor):
         def progress(self, done, total, preview=None):
@@ -100,14 +102,16 @@ def test_each_candidate_is_what_its_seed_gives(tiny_instruct):
     got = candidates(tiny_instruct, picture(), instruction, count=3, seed=5, steps=2, monitor=Count())
     assert got.shape == (3, 12, 20, 3)
     assert progress == [(i, 6) for i in range(1, 7)]
-    trajectory = add_noise(tiny_instruct, tiny_instruct.encode(picture()), tiny_instruct.embed(""), steps=2, seed=6)
-    want = tiny_instruct.decode(edit(tiny_instruct, trajectory, instruction))
+    trajectory = add_noise(
+        tiny_instruct, tiny_instruct.codec.encode(picture()), tiny_instruct.text.embed(""), steps=2, seed=6
+    )
+    want = tiny_instruct.codec.decode(edit(tiny_instruct, trajectory, instruction))
     assert_close(choose(got, 1), want, torch.float16)
     assert not torch.equal(got[0], got[2])
 
 
 def test_what_cannot_be_chosen_is_refused(tiny_instruct):
-    instruction = tiny_instruct.embed("make it blue")
+    instruction = tiny_instruct.text.embed("make it blue")
     with pytest.raises(ValueError, match="want at least 1 candidate, got 0"):
         candidates(tiny_instruct, picture(), instruction, count=0)
     with pytest.raises(ValueError, match=r"want one picture \[1, H, W, 3\] as frame, got \[2, 12, 20, 3\]"):
@@ -120,7 +124,9 @@ def test_what_cannot_be_chosen_is_refused(tiny_instruct):
 
 
 def trained(backbone, **options):
-    training = partial(fit, source=picture(0), edited=picture(1), instruction=backbone.embed("make it blue"), **options)
+    training = partial(
+        fit, source=picture(0), edited=picture(1), instruction=backbone.text.embed("make it blue"), **options
+    )
     return adapt(backbone, training, rank=4)
 
 
@@ -134,13 +140,13 @@ def test_the_loss_falls(tiny_instruct):
 
 
 def test_training_is_deterministic_and_changes_no_other_weights(tiny_instruct):
-    before = [p.clone() for p in tiny_instruct.network.parameters()]
+    before = [p.clone() for p in tiny_instruct.denoiser.network.parameters()]
     first, second = (trained(tiny_instruct, steps=3) for _ in range(2))
     assert first[2] == second[2]
-    assert first[0].fingerprint == second[0].fingerprint
+    assert first[0].denoiser.fingerprint == second[0].denoiser.fingerprint
     assert trained(tiny_instruct, steps=3, seed=1)[2] != first[2]
-    assert all(torch.equal(a, b) for a, b in zip(before, tiny_instruct.network.parameters()))
-    assert not any(p.requires_grad for p in first[0].network.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, tiny_instruct.denoiser.network.parameters()))
+    assert not any(p.requires_grad for p in first[0].denoiser.network.parameters())
 
 
 def test_it_trains_where_comfyui_runs_nodes(tiny_instruct):
@@ -150,13 +156,13 @@ def test_it_trains_where_comfyui_runs_nodes(tiny_instruct):
 
 
 def test_text_and_picture_are_left_out_as_often_as_told(tiny_instruct, monkeypatch):
-    seen, predict = [], type(tiny_instruct).predict
+    seen, predict = [], type(tiny_instruct.denoiser).predict
 
-    def watch(self, call, controls=()):
-        seen.append((call.prompts[0].text, bool(call.image.any())))
-        return predict(self, call, controls)
+    def watch(self, evaluation, plan=PLAIN):
+        seen.append((evaluation.prompts[0].text, bool(evaluation.image.any())))
+        return predict(self, evaluation, plan)
 
-    monkeypatch.setattr(type(tiny_instruct), "predict", watch)
+    monkeypatch.setattr(type(tiny_instruct.denoiser), "predict", watch)
     trained(tiny_instruct, steps=60, drop=0.25)
     counts = {kind: seen.count(kind) for kind in set(seen)}
     assert set(counts) == {("", True), ("", False), ("make it blue", False), ("make it blue", True)}
@@ -170,22 +176,22 @@ def test_text_and_picture_are_left_out_as_often_as_told(tiny_instruct, monkeypat
 def test_a_network_in_half_precision_learns_as_one_in_float32(tiny_instruct, tiny_instruct_folder, dtype):
     half = load_backbone(tiny_instruct_folder, dtype=dtype, memory=PlainMemory("cpu"))
     training = partial(fit, source=picture(0), edited=picture(1), steps=6, drop=0.0, rate=1e-3)
-    learned = {}
+    learned = []
     for backbone in (tiny_instruct, half):
-        instruction = backbone.embed("make it blue")
+        instruction = backbone.text.embed("make it blue")
         adapted, adapter, losses = adapt(backbone, partial(training, instruction=instruction), rank=2)
         assert all(math.isfinite(loss) for loss in losses)
-        assert adapted.network.dtype == backbone.network.dtype
-        assert {p.dtype for n, p in adapted.network.named_parameters() if "lora_" in n} == {torch.float32}
-        learned[backbone] = torch.cat([w.flatten() for n, w in sorted(adapter.weights.items()) if "lora_B" in n])
-    want, got = learned[tiny_instruct], learned[half]
+        assert adapted.denoiser.network.dtype == backbone.denoiser.network.dtype
+        assert {p.dtype for n, p in adapted.denoiser.network.named_parameters() if "lora_" in n} == {torch.float32}
+        learned.append(torch.cat([w.flatten() for n, w in sorted(adapter.weights.items()) if "lora_B" in n]))
+    want, got = learned
     assert torch.nn.functional.cosine_similarity(got, want, dim=0) > 0.8  # AdamW's steps have the size of the rate
 
 
 def test_parameters_that_would_lose_the_steps_are_refused(tiny_instruct):
     lossy = [torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))]
     with pytest.raises(ValueError, match=r"want parameters in float32, got torch\.bfloat16: steps as small as 0\.0001"):
-        fit(tiny_instruct, lossy, picture(), picture(1), tiny_instruct.embed("x"))
+        fit(tiny_instruct, lossy, picture(), picture(1), tiny_instruct.text.embed("x"))
 
 
 def test_a_cancel_keeps_the_last_whole_step(tiny_instruct):
@@ -204,7 +210,7 @@ def test_a_cancel_keeps_the_last_whole_step(tiny_instruct):
 
     kept, options = [], {"steps": 5, "ranges": STILL}
     training = partial(
-        fit, source=picture(0), edited=picture(1), instruction=tiny_instruct.embed("make it blue"), **options
+        fit, source=picture(0), edited=picture(1), instruction=tiny_instruct.text.embed("make it blue"), **options
     )
     with pytest.raises(Cancelled):
         adapt(tiny_instruct, partial(training, monitor=Cancel()), rank=4, rescue=kept.append)
@@ -224,13 +230,14 @@ class _After(Monitor):
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tiny_instruct, monkeypatch):
-    predict = type(tiny_instruct).predict
-    monkeypatch.setattr(type(tiny_instruct), "predict", lambda self, call: math.nan * predict(self, call))
+    kind = type(tiny_instruct.denoiser)
+    predict = kind.predict
+    monkeypatch.setattr(kind, "predict", lambda self, *about: math.nan * predict(self, *about))
     kept = []
     with pytest.raises(ValueError, match="the training became NaN or infinite at step 1: lower the learning rate"):
         adapt(
             tiny_instruct,
-            partial(fit, source=picture(), edited=picture(1), instruction=tiny_instruct.embed("x"), steps=2),
+            partial(fit, source=picture(), edited=picture(1), instruction=tiny_instruct.text.embed("x"), steps=2),
             rescue=kept.append,
         )
     assert all(w.isfinite().all() for w in kept[0].weights.values())
@@ -249,19 +256,20 @@ def test_a_loss_that_is_no_number_stops_the_training(tiny_instruct, monkeypatch)
     ],
 )
 def test_what_makes_no_sense_is_refused(tiny_instruct, changes, match):
-    options = {"source": picture(), "edited": picture(1), "instruction": tiny_instruct.embed("x"), "steps": 1}
+    options = {"source": picture(), "edited": picture(1), "instruction": tiny_instruct.text.embed("x"), "steps": 1}
     with pytest.raises(ValueError, match=match):
         fit(tiny_instruct, [], **{**options, **changes})
 
 
 def test_instructions_and_models_that_do_not_fit_are_refused(tiny_instruct, tiny_image):
-    text = tiny_instruct.embed("make it blue")
+    text = tiny_instruct.text.embed("make it blue")
     with pytest.raises(ValueError, match="'make it blue' was encoded by another model"):
-        fit(tiny_instruct, [], picture(), picture(1), replace(text, model="other"))
+        fit(tiny_instruct, [], picture(), picture(1), replace(text, encoder="other"))
+    two = prompt_of(text.cond["embedding"].repeat(2, 1, 1), text.text, text.encoder)
     with pytest.raises(ValueError, match="want one instruction for the pair, got one for each of 2 frames"):
-        fit(tiny_instruct, [], picture(), picture(1), replace(text, embedding=text.embedding.repeat(2, 1, 1)))
+        fit(tiny_instruct, [], picture(), picture(1), two)
     with pytest.raises(ValueError, match="'tiny-image' is not given the source's picture"):
-        fit(tiny_image, [], picture(), picture(1), tiny_image.embed("x"))
+        fit(tiny_image, [], picture(), picture(1), tiny_image.text.embed("x"))
 
 
 # ---- the curve ------------------------------------------------------------------------------------------------------

@@ -96,25 +96,24 @@ import sys
 import torch
 from weft.backbones.loading import load_backbone
 from weft.backbones.memory import PlainMemory
+from weft.engine.edit import edit
 from weft.engine.inversion import add_noise
-from weft.engine.nouns import PLAIN
-from weft.engine.sampling import edit
+from weft.engine.plan import PLAIN
 from weft.methods.chunks import plan_chunks
-from weft.methods.gather_swap import gather_swap
+from weft.methods.gather_swap import GatherSwap
 from weft.tests.tiny import make_latents
 
 folder, out, frames, chunks, noise, *indices = sys.argv[1:]
 model = load_backbone(folder, dtype="float32", memory=PlainMemory("cpu"))
-torch.nn.Module.to(model.network, torch.float64)
-clip, plan = make_latents(int(frames), (5, 9)), plan_chunks(int(frames), int(chunks), group=3)
+torch.nn.Module.to(model.denoiser.network, torch.float64)
+clip, cut = make_latents(int(frames), (5, 9)), plan_chunks(int(frames), int(chunks), group=3)
 for index in indices:
-    chunk = plan.chunk(int(index))
+    chunk = cut.chunk(int(index))
     trajectory = add_noise(
-        model, clip[list(chunk.frames)], model.embed(""), steps=3, noise=noise, seed=5, frames=chunk.frames
+        model, clip[list(chunk.frames)], model.text.embed(""), steps=3, noise=noise, seed=5, frames=chunk.frames
     )
-    edited = edit(
-        model, trajectory, model.embed("make it blue"), plan=gather_swap(PLAIN, group=chunk.group), chunk_frames=2
-    )
+    plan = PLAIN.then(GatherSwap(group=chunk.group))
+    edited = edit(model, trajectory, model.text.embed("make it blue"), plan=plan, chunk_frames=2)
     torch.save(edited, f"{out}/{chunks}-{index}.pt")
 """
 

@@ -4,11 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from weft.engine.call import Evaluation
 from weft.engine.correspondence import Correspondence
 from weft.engine.monitor import Monitor
-from weft.engine.nouns import Evaluation
+from weft.engine.plan import PLAIN
+from weft.engine.probe import read_feature
+from weft.engine.words import SOURCE
 from weft.methods import correspondence as module
-from weft.methods.correspondence import correspondence, decoder_stage, match_frames, parse_points, read_feature
+from weft.methods.correspondence import correspondence, decoder_stage, match_frames, parse_points
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
@@ -26,17 +29,20 @@ def test_identical_frames_stay_in_place(tiny_image):
 class Still:
     """Features that are the latents themselves, without noise: what is done with features, without a network."""
 
-    def __init__(self, backbone, monkeypatch):
-        self.blocks, self.framewise = backbone.blocks, True
-        monkeypatch.setattr(module, "read_feature", lambda _, evaluation, block: evaluation.latents)
-        self.backbone = backbone
+    def __init__(self, denoiser):
+        self.denoiser = denoiser
 
     def schedule(self, steps):
-        schedule = self.backbone.schedule(steps)
-        return replace(schedule, noise=(0.0,) * (steps + 1))
+        return replace(self.denoiser.schedule(steps), noise=(0.0,) * (steps + 1))
 
     def __getattr__(self, name):
-        return getattr(self.backbone, name)
+        return getattr(self.denoiser, name)
+
+
+@pytest.fixture
+def still(tiny_image, monkeypatch):
+    monkeypatch.setattr(module, "read_feature", lambda evaluate, evaluation, plan, block: evaluation.latents)
+    return replace(tiny_image, denoiser=Still(tiny_image.denoiser))
 
 
 def shifted(dy, dx, frames=4, size=(12, 14)):
@@ -48,8 +54,8 @@ def shifted(dy, dx, frames=4, size=(12, 14)):
 
 
 @pytest.mark.parametrize(("dy", "dx"), [(0, 1), (2, -3), (-4, 4), (0, 0)])
-def test_shifted_frames_are_found_again(tiny_image, monkeypatch, dy, dx):
-    found = correspondence(Still(tiny_image, monkeypatch), shifted(dy, dx), timestep=0)
+def test_shifted_frames_are_found_again(still, dy, dx):
+    found = correspondence(still, shifted(dy, dx), timestep=0)
     h, w = found.grid
     for frame in range(found.frames):
         matches = found.matches(frame)[..., 0]
@@ -60,9 +66,8 @@ def test_shifted_frames_are_found_again(tiny_image, monkeypatch, dy, dx):
                     assert matches[other, place] == y * w + x
 
 
-def test_a_shift_of_more_than_half_the_window_is_lost_and_a_wider_one_finds_it(tiny_image, monkeypatch):
+def test_a_shift_of_more_than_half_the_window_is_lost_and_a_wider_one_finds_it(still):
     latents, inside = shifted(5, 0, frames=2), slice(0, 7 * 14)
-    still = Still(tiny_image, monkeypatch)
     want = torch.arange(14 * 7) + 5 * 14
     assert not (correspondence(still, latents, timestep=0).forward[0, inside, 0] == want).any()
     assert (correspondence(still, latents, timestep=0, window=11).forward[0, inside, 0] == want).all()
@@ -73,14 +78,15 @@ def test_it_is_the_papers_formula_by_brute_force(tiny_image64, up_block):
     """Equations 7-9: a window that holds the grid compares everything with everything."""
     latents = make_latents(3)
     found = correspondence(tiny_image64, latents, window=21, top_k=4, up_block=up_block, seed=5)
-    schedule = tiny_image64.schedule(500)
+    schedule = tiny_image64.denoiser.schedule(500)
     level = schedule.timesteps.index(261) + 1
-    clean = tiny_image64.scale(latents)
+    clean = tiny_image64.codec.scale(latents)
     eps = torch.randn(1, 1, 4, 6, 10, generator=torch.Generator().manual_seed(5))[0]
     x = schedule.signal[level] * clean + schedule.noise[level] * eps
-    e = Evaluation(x[None], 261, (tiny_image64.embed(""),), ("source",))
+    e = Evaluation(x[None], 261, (tiny_image64.text.embed(""),), (SOURCE,))
     with torch.no_grad():
-        features = read_feature(tiny_image64, e, decoder_stage(tiny_image64, up_block))[0].float()
+        block = decoder_stage(tiny_image64.denoiser, up_block)
+        features = read_feature(tiny_image64.denoiser.predict, e, PLAIN, block)[0].float()
     tokens = F.normalize(features, dim=1).flatten(2)
     for i in range(2):
         similarity = torch.einsum("cn,cm->nm", tokens[i], tokens[i + 1])
@@ -107,10 +113,10 @@ def test_every_number_matters_and_a_seed_repeats(tiny_image, numbers):
 
 
 def test_up_blocks_are_counted_from_the_last(tiny_image):
-    names = [decoder_stage(tiny_image, up_block).name for up_block in (1, 2, 3)]
+    names = [decoder_stage(tiny_image.denoiser, up_block).name for up_block in (1, 2, 3)]
     assert names == ["up_blocks.0", "up_blocks.1", "up_blocks.2"]
-    tiny_image = type("Two", (), {"blocks": [b for b in tiny_image.blocks if b.stage > 0], "name": "two"})()
-    assert [decoder_stage(tiny_image, up_block).name for up_block in (1, 2, 3)] == [
+    two = type("Two", (), {"blocks": [b for b in tiny_image.denoiser.blocks if b.stage > 0], "name": "two"})()
+    assert [decoder_stage(two, up_block).name for up_block in (1, 2, 3)] == [
         "up_blocks.1", "up_blocks.1", "up_blocks.2",
     ]  # fmt: skip
 

@@ -5,22 +5,18 @@ import pytest
 import torch
 
 from weft.engine.correspondence import Correspondence
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
-from weft.engine.nouns import PLAIN, AttentionCall, Evaluation, Site
-from weft.engine.sampling import edit
+from weft.engine.plan import PLAIN
+from weft.engine.words import NEGATIVE, POSITIVE
 from weft.methods.correspondence import correspondence
-from weft.methods.correspondence_attention import (
-    CorrespondenceAttention,
-    correspondence_attention,
-    lists_of,
-    merged_attention,
-)
+from weft.methods.correspondence_attention import CorrespondenceAttention, lists_of, merged_attention
 from weft.methods.merging import merge_bipartite, merge_pairs
-from weft.methods.spatio_temporal import spatio_temporal_attention
+from weft.methods.spatio_temporal import SpatioTemporalAttention
+from weft.tests.methods.calls import SCALE, SITE, attend, attended, call_of
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
-SCALE = 0.3
 GRID, FRAMES, K = (4, 5), 4, 2
 
 
@@ -33,14 +29,9 @@ def found(grid=GRID, frames=FRAMES, k=K, level=0, seed=0, padding=False):
     return Correspondence(*tables, grid, level, 9, "model")
 
 
-def called(grid=GRID, level=0, kind="spatial", frames=FRAMES, rows=2):
-    site = Site("layer", kind, "block", level, 0)
-    evaluation = Evaluation(torch.zeros(rows, frames, 4, *GRID), 1, (), ("negative", "positive"))
-    return AttentionCall(site, evaluation, (frames, *grid), SCALE, None, None)
-
-
-def attend(q, k, v):
-    return (q @ k.mT * SCALE).softmax(-1) @ v
+def called(q, k, v, grid=GRID, level=0, kind="spatial"):
+    site = replace(SITE, kind=kind, level=level)
+    return call_of(q, k, v, (NEGATIVE, POSITIVE), site=site, grid=(q.shape[1], *grid))
 
 
 def inputs(grid=GRID, frames=FRAMES, rows=2, heads=2, size=3):
@@ -75,15 +66,14 @@ def pairs(table):
 @pytest.mark.parametrize("padding", [False, True])
 def test_a_token_looks_at_its_matches_and_at_nothing_else(tokens, padding):
     table, (q, k, v) = found(padding=padding), inputs()
-    got = CorrespondenceAttention(table, tokens, merge_ratio=0).attention(called(), q, k, v, attend)
+    got = CorrespondenceAttention(table, tokens, merge_ratio=0).attention(called(q, k, v), attend)
     if tokens == "output":
-        q = k = v = attend(q, k, v)
+        q = k = v = attended(q, k, v)
     assert_close(got, by_hand(q, k, v, pairs(table)))
 
 
 def test_projected_tokens_need_no_attention_of_the_layer():
-    q, k, v = inputs()
-    CorrespondenceAttention(found(), "projected").attention(called(), q, k, v, None)
+    CorrespondenceAttention(found(), "projected").attention(called(*inputs()), None)
 
 
 def joined(keys, values, ratio):
@@ -101,9 +91,9 @@ def joined(keys, values, ratio):
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.9])
 def test_lists_are_merged_one_by_one(tokens, ratio):
     table, (q, k, v) = found(k=3), inputs()
-    got = CorrespondenceAttention(table, tokens, merge_ratio=ratio).attention(called(), q, k, v, attend)
+    got = CorrespondenceAttention(table, tokens, merge_ratio=ratio).attention(called(q, k, v), attend)
     if tokens == "output":
-        q = k = v = attend(q, k, v)
+        q = k = v = attended(q, k, v)
     assert_close(got, by_hand(q, k, v, pairs(table), lambda keys, values, _: joined(keys, values, ratio)))
 
 
@@ -118,7 +108,7 @@ def test_pairs_are_means_over_two_frames_match_by_match(frames):
         ]
         return tuple(torch.stack([x[group].mean(0) for group in groups]) for x in (keys, values))
 
-    got = control.attention(called(frames=frames), q, k, v, attend)
+    got = control.attention(called(q, k, v), attend)
     assert_close(got, by_hand(q, k, v, pairs(table), halved))
 
 
@@ -148,7 +138,7 @@ def test_merging_keeps_what_is_there_and_leaves_padding_out(ratio):
 def test_tokens_alike_are_merged_without_a_trace():
     table, (q, k, v) = found(), inputs()
     k, v = (x[:, :1, :, :1].expand_as(x) for x in (k, v))
-    got = CorrespondenceAttention(table, "projected").attention(called(), q, k, v, attend)
+    got = CorrespondenceAttention(table, "projected").attention(called(q, k, v), attend)
     assert_close(got, v)
 
 
@@ -163,9 +153,9 @@ def test_queries_are_taken_a_few_at_a_time():
 @pytest.mark.parametrize("tokens", ["output", "projected"])
 def test_strength_blends_with_the_plain_attention(strength, tokens):
     table, x = found(), inputs()
-    full = CorrespondenceAttention(table, tokens).attention(called(), *x, attend)
-    got = CorrespondenceAttention(table, tokens, strength=strength).attention(called(), *x, attend)
-    assert_close(got, (1 - strength) * attend(*x) + strength * full)
+    full = CorrespondenceAttention(table, tokens).attention(called(*x), attend)
+    got = CorrespondenceAttention(table, tokens, strength=strength).attention(called(*x), attend)
+    assert_close(got, (1 - strength) * attended(*x) + strength * full)
 
 
 @pytest.mark.parametrize(("level", "grid"), [(0, (4, 5)), (1, (2, 3)), (2, (1, 2))])
@@ -181,7 +171,7 @@ def test_coarser_layers_ask_the_place_in_their_middle(level, grid):
             fine = [(j, p) for j in range(FRAMES) if j != f for p in matches[j, middle].tolist()]
             for_frame.append([(j, p // 5 // stride * grid[1] + p % 5 // stride) for j, p in fine])
         lists.append(for_frame)
-    assert_close(control.attention(called(grid, level), q, k, v, attend), by_hand(q, k, v, lists))
+    assert_close(control.attention(called(q, k, v, grid, level), attend), by_hand(q, k, v, lists))
 
 
 @pytest.mark.parametrize(
@@ -189,10 +179,9 @@ def test_coarser_layers_ask_the_place_in_their_middle(level, grid):
     [("finest", 1, "spatial"), ("finest", 0, "cross"), ("all", 0, "temporal"), ("all", 0, "finer")],
 )
 def test_other_layers_are_left_alone(levels, level, kind):
-    table = found(level=1 if kind == "finer" else 0)
-    call = called((2, 3) if level else GRID, level, "spatial" if kind == "finer" else kind)
-    x = inputs((2, 3) if level else GRID)
-    assert torch.equal(CorrespondenceAttention(table, levels=levels).attention(call, *x, attend), attend(*x))
+    table, grid = found(level=1 if kind == "finer" else 0), (2, 3) if level else GRID
+    call = called(*inputs(grid), grid, level, "spatial" if kind == "finer" else kind)
+    assert torch.equal(CorrespondenceAttention(table, levels=levels).attention(call, attend), attend(call))
 
 
 def test_lists_number_the_tokens_of_the_other_frames():
@@ -218,70 +207,71 @@ def table(tiny_image, latents):
 
 @pytest.fixture
 def run(tiny_image, latents):
-    trajectory = invert(tiny_image, latents, tiny_image.embed("a red square"), steps=2)
-    target = tiny_image.embed("a blue circle")
+    trajectory = invert(tiny_image, latents, tiny_image.text.embed("a red square"), steps=2)
+    target = tiny_image.text.embed("a blue circle")
     return lambda plan=PLAIN, **options: edit(tiny_image, trajectory, target, plan=plan, guidance=2, **options)
 
 
 def test_strength_0_is_the_plain_edit_bit_for_bit(run, table):
-    assert torch.equal(run(correspondence_attention(PLAIN, table, strength=0)), run())
+    assert torch.equal(run(PLAIN.then(CorrespondenceAttention(table, strength=0))), run())
 
 
 @pytest.mark.parametrize(
     "numbers", [{}, {"tokens": "projected"}, {"levels": "all"}, {"merge_ratio": 0}, {"merging": "pairs"}]
 )
 def test_it_changes_the_edit_and_is_the_same_twice(run, table, numbers):
-    plan = spatio_temporal_attention(correspondence_attention(PLAIN, table, **numbers))
+    plan = PLAIN.then(CorrespondenceAttention(table, **numbers)).then(SpatioTemporalAttention())
     got = run(plan)
     assert torch.equal(got, run(plan))
-    assert not torch.equal(got, run(spatio_temporal_attention(PLAIN)))
+    assert not torch.equal(got, run(PLAIN.then(SpatioTemporalAttention())))
 
 
 def test_it_guides_an_inversion_too(tiny_image, latents, table):
-    plan = spatio_temporal_attention(correspondence_attention(PLAIN, table))
-    prompt = tiny_image.embed("a red square")
+    plan = PLAIN.then(CorrespondenceAttention(table)).then(SpatioTemporalAttention())
+    prompt = tiny_image.text.embed("a red square")
     plain, guided = (invert(tiny_image, latents, prompt, steps=2, plan=p) for p in (PLAIN, plan))
     assert not torch.equal(plain.latents, guided.latents)
 
 
-def test_after_spatio_temporal_attention_it_says_what_to_do(run, table):
-    plan = correspondence_attention(spatio_temporal_attention(PLAIN), table, tokens="projected")
-    with pytest.raises(ValueError, match="put it before spatio-temporal attention in the plan"):
-        run(plan)
+@pytest.mark.parametrize("numbers", [{}, {"tokens": "projected"}, {"tokens": "projected", "strength": 0.5}])
+def test_before_or_after_spatio_temporal_attention_is_the_same(run, table, numbers):
+    """Keys are chosen next to the softmax and an output is changed after it, however they are wired."""
+    guided, every = CorrespondenceAttention(table, **numbers), SpatioTemporalAttention()
+    assert torch.equal(run(PLAIN.then(every).then(guided)), run(PLAIN.then(guided).then(every)))
 
 
 def test_a_correspondence_of_another_clip_is_refused(tiny_image, run):
     other = correspondence(tiny_image, make_latents(4))
     with pytest.raises(ValueError, match=r"for 4 frames on a grid of 6x10, and the clip has 3 frames on 6x10"):
-        run(correspondence_attention(PLAIN, other))
+        run(PLAIN.then(CorrespondenceAttention(other)))
     other = correspondence(tiny_image, make_latents(size=(6, 8)))
     with pytest.raises(ValueError, match=r"on a grid of 6x8, and the clip has 3 frames on 6x10: connect one made"):
-        run(correspondence_attention(PLAIN, other))
+        run(PLAIN.then(CorrespondenceAttention(other)))
 
 
 @pytest.mark.parametrize("levels", ["finest", "all"])
 def test_in_an_inversion_too(tiny_image, latents, levels):
     other = correspondence(tiny_image, make_latents(size=(6, 8)))
-    plan = correspondence_attention(PLAIN, other, levels=levels)
+    plan = PLAIN.then(CorrespondenceAttention(other, levels=levels))
     with pytest.raises(ValueError, match=r"the correspondence is for 3 frames on a grid of 6x8"):
-        invert(tiny_image, latents, tiny_image.embed("a dog"), steps=2, plan=plan)
+        invert(tiny_image, latents, tiny_image.text.embed("a dog"), steps=2, plan=plan)
 
 
 def test_a_correspondence_of_another_model_is_refused(run, table):
     with pytest.raises(ValueError, match=r"found with another model \(fingerprint other\)"):
-        run(correspondence_attention(PLAIN, replace(table, model="other")))
+        run(PLAIN.then(CorrespondenceAttention(replace(table, model="other"))))
 
 
 def test_a_model_without_attention_there_is_refused(run, table):
     """The tiny model has three levels."""
     coarse = found((1, 2), 3, level=3)
     with pytest.raises(ValueError, match="has no self-attention at the resolution of this correspondence"):
-        run(correspondence_attention(PLAIN, replace(coarse, model=table.model)))
+        run(PLAIN.then(CorrespondenceAttention(replace(coarse, model=table.model))))
 
 
 def test_chunks_of_frames_are_refused(run, table):
-    with pytest.raises(ValueError, match="CorrespondenceAttention looks at all 3 frames together"):
-        run(correspondence_attention(PLAIN, table), chunk_frames=1)
+    with pytest.raises(ValueError, match="Correspondence Attention looks at all 3 frames together"):
+        run(PLAIN.then(CorrespondenceAttention(table)), chunk_frames=1)
 
 
 @pytest.mark.parametrize(
@@ -298,4 +288,4 @@ def test_chunks_of_frames_are_refused(run, table):
 )
 def test_numbers_that_make_no_sense_are_refused(numbers, match):
     with pytest.raises(ValueError, match=match):
-        correspondence_attention(PLAIN, found(), **numbers)
+        PLAIN.then(CorrespondenceAttention(found(), **numbers))

@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as functional
 
 from weft.engine.attention import read_attention
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
-from weft.engine.nouns import PLAIN, Prompt
-from weft.engine.sampling import edit
-from weft.methods.fate_zero import FateZero, Fusion, Watch, fate_zero
-from weft.methods.stem import stem_attention
+from weft.engine.plan import PLAIN
+from weft.engine.words import Prompt
+from weft.methods.fate_zero import FateZero, Fusion, Watch
+from weft.methods.stem import STEMAttention
 from weft.methods.words import TokenMap
 from weft.tests.methods.calls import SCALE, SITE, attend, call_of, evaluation, tensors
 from weft.tests.numerics import assert_close
@@ -114,14 +115,14 @@ def test_large_layers_are_left_alone():
 
 def test_the_words_maps_are_the_means_over_heads_summed_over_layers(tiny_image64):
     backbone = tiny_image64
-    prompt, z = backbone.embed("a red square"), make_latents(F)
-    prompts = prompt, backbone.embed("a blue circle")
+    prompt, z = backbone.text.embed("a red square"), make_latents(F)
+    prompts = prompt, backbone.text.embed("a blue circle")
     e = replace(evaluation(("source", "positive"), F, prompts=prompts), latents=torch.stack([z, z + 1]), timestep=501)
     with torch.no_grad():
         control = FateZero(words=("square", "red"), key_frames="own")
-        got = control._words(e, lambda e: backbone.predict(e, (control,)))
+        got = control._words(e, lambda e: backbone.denoiser.predict(e, (control,)))
         level = 0  # 6x10, of the three the nearest to 16x16
-        sites = [s for s in backbone.sites if (s.kind, s.level) == ("cross", level) and s.half != "middle"]
+        sites = [s for s in backbone.denoiser.sites if (s.kind, s.level) == ("cross", level) and s.half != "middle"]
         alone = replace(e, latents=z[None], prompts=(prompt,), rows=("source",))
         readings = read_attention(backbone, alone, [s.layer for s in sites])
     want = torch.zeros(F, 6, 10)
@@ -143,12 +144,12 @@ def test_the_level_nearest_to_16_by_16_is_read():
 def test_masks_cost_one_pass_of_the_source_and_only_where_they_are_used(tiny_image, numbers, passes):
     seen = []
     control = FateZero(**{"words": ("red",), "key_frames": "own", **numbers})
-    prompts = tuple(tiny_image.embed(t) for t in ("a red square", "a blue circle"))
+    prompts = tuple(tiny_image.text.embed(t) for t in ("a red square", "a blue circle"))
     e = replace(evaluation(("source", "positive"), F, prompts=prompts), latents=torch.stack([make_latents(F)] * 2))
 
     def evaluate(e):
         seen.append(e.rows)
-        return tiny_image.predict(e, (control,))
+        return tiny_image.denoiser.predict(e, (control,))
 
     with torch.no_grad():
         control.evaluate(e, evaluate)
@@ -163,13 +164,13 @@ def test_masks_cost_one_pass_of_the_source_and_only_where_they_are_used(tiny_ima
 
 @pytest.fixture
 def trajectory(tiny_image64):
-    return invert(tiny_image64, make_latents(F), tiny_image64.embed("a red square"), steps=STEPS)
+    return invert(tiny_image64, make_latents(F), tiny_image64.text.embed("a red square"), steps=STEPS)
 
 
 @pytest.fixture
 def run(tiny_image64, trajectory):
     def run(plan=PLAIN, prompt="a blue circle", guidance=2.0, **options):
-        return edit(tiny_image64, trajectory, tiny_image64.embed(prompt), plan=plan, guidance=guidance, **options)
+        return edit(tiny_image64, trajectory, tiny_image64.text.embed(prompt), plan=plan, guidance=guidance, **options)
 
     return run
 
@@ -178,8 +179,8 @@ def run(tiny_image64, trajectory):
 @pytest.mark.parametrize("numbers", [{"threshold": 2.0}, {"threshold": 0.3}])
 def test_an_edit_under_the_sources_own_prompt_replays_it(tiny_image64, trajectory, mapping, numbers):
     """At the first step, where edit and source are the same latents, so that their maps are."""
-    one = replace(trajectory, latents=trajectory.latents[[0, -1]], schedule=tiny_image64.schedule(1))
-    plan = fate_zero(PLAIN, words=("square",), mapping=mapping, key_frames="own", **ALWAYS, **numbers)
+    one = replace(trajectory, latents=trajectory.latents[[0, -1]], schedule=tiny_image64.denoiser.schedule(1))
+    plan = PLAIN.then(FateZero(words=("square",), mapping=mapping, key_frames="own", **ALWAYS, **numbers))
     got, want = (edit(tiny_image64, one, one.prompt, plan=p, guidance=1) for p in (plan, PLAIN))
     assert_close(got, want)
 
@@ -187,8 +188,8 @@ def test_an_edit_under_the_sources_own_prompt_replays_it(tiny_image64, trajector
 def test_threshold_2_and_the_same_prompt_reconstruct_the_source(tiny_image64):
     """As well as sampling without any plan does, where the inversion is good."""
     backbone, latents = tiny_image64, make_latents(F)
-    fine = invert(backbone, latents, backbone.embed("a red square"), steps=10, evaluations=10)
-    plan = fate_zero(PLAIN, words=("square",), threshold=2.0, key_frames="own")
+    fine = invert(backbone, latents, backbone.text.embed("a red square"), steps=10, evaluations=10)
+    plan = PLAIN.then(FateZero(words=("square",), threshold=2.0, key_frames="own"))
     got, want = (edit(backbone, fine, fine.prompt, plan=p, guidance=1) for p in (plan, PLAIN))
     error, floor = ((x - latents).norm() for x in (got, want))
     assert error < 0.01 * latents.norm()
@@ -196,7 +197,7 @@ def test_threshold_2_and_the_same_prompt_reconstruct_the_source(tiny_image64):
 
 
 def test_nothing_to_fuse_is_the_plain_edit(run):
-    assert_close(run(fate_zero(PLAIN, key_frames="own", **PAST)), run())
+    assert_close(run(PLAIN.then(FateZero(key_frames="own", **PAST))), run())
 
 
 @pytest.mark.parametrize(
@@ -205,38 +206,38 @@ def test_nothing_to_fuse_is_the_plain_edit(run):
 )
 def test_every_number_changes_the_edit(run, numbers):
     base = {"key_frames": "own"}
-    want = run() if not numbers else run(fate_zero(PLAIN, **base))
-    assert not torch.allclose(run(fate_zero(PLAIN, **base | numbers)), want)
+    want = run() if not numbers else run(PLAIN.then(FateZero(**base)))
+    assert not torch.allclose(run(PLAIN.then(FateZero(**base | numbers))), want)
 
 
 def test_chunks_of_frames_change_nothing_where_frames_attend_to_themselves(run):
-    plan = fate_zero(PLAIN, words=("square",), key_frames="own")
+    plan = PLAIN.then(FateZero(words=("square",), key_frames="own"))
     assert_close(run(plan, chunk_frames=2), run(plan))
     with pytest.raises(ValueError, match="FateZero looks at all 3 frames together"):
-        run(fate_zero(PLAIN), chunk_frames=2)
+        run(PLAIN.then(FateZero()), chunk_frames=2)
 
 
 def test_maps_to_shared_bases_are_fused_too(tiny_image64, trajectory, run):
     """STEM outside, FateZero inside: A is [queries, K], and its columns mean the same in both rows."""
     numbers = {"bases": 4, "iterations": 2, "temperature": 1.0, "shared": True}
-    stem = stem_attention(PLAIN, **numbers)
-    both = fate_zero(stem, key_frames="own")
+    stem = PLAIN.then(STEMAttention(**numbers))
+    both = stem.then(FateZero(key_frames="own"))
     assert not torch.allclose(run(both), run(stem))
-    one = replace(trajectory, latents=trajectory.latents[[0, -1]], schedule=tiny_image64.schedule(1))
-    always = fate_zero(stem, key_frames="own", **ALWAYS)
+    one = replace(trajectory, latents=trajectory.latents[[0, -1]], schedule=tiny_image64.denoiser.schedule(1))
+    always = stem.then(FateZero(key_frames="own", **ALWAYS))
     got, want = (edit(tiny_image64, one, one.prompt, plan=p, guidance=1) for p in (always, stem))
     assert_close(got, want)
-    duplicated = fate_zero(stem, key_frames="previous_and_first")  # the same bases twice are the same bases
+    duplicated = stem.then(FateZero(key_frames="previous_and_first"))  # the same bases twice are the same bases
     assert_close(run(duplicated), run(both))
 
 
 def test_an_inversion_under_it_has_its_key_frames_and_no_fusion(tiny_image, trajectory):
     def inverted(plan):
-        latents = tiny_image.unscale(trajectory.latents[0])
+        latents = tiny_image.codec.unscale(trajectory.latents[0])
         return invert(tiny_image, latents, trajectory.prompt, steps=2, plan=plan).latents
 
-    assert torch.equal(inverted(fate_zero(PLAIN, key_frames="own")), inverted(PLAIN))
-    assert not torch.allclose(inverted(fate_zero(PLAIN)), inverted(PLAIN))
+    assert torch.equal(inverted(PLAIN.then(FateZero(key_frames="own"))), inverted(PLAIN))
+    assert not torch.allclose(inverted(PLAIN.then(FateZero())), inverted(PLAIN))
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
@@ -244,26 +245,28 @@ def test_an_inversion_under_it_has_its_key_frames_and_no_fusion(tiny_image, traj
 
 def test_words_that_are_not_in_the_prompts_are_refused(run):
     with pytest.raises(ValueError, match="the prompt 'a red square' does not have the word 'circle'"):
-        run(fate_zero(PLAIN, words=("circle",)))
+        run(PLAIN.then(FateZero(words=("circle",))))
     with pytest.raises(ValueError, match="the prompt 'a blue circle' does not have the word 'square'"):
-        run(fate_zero(PLAIN, reweight=(("square", 2.0),)))
+        run(PLAIN.then(FateZero(reweight=(("square", 2.0),))))
     with pytest.raises(ValueError, match="has 3 words and 'a circle' 2"):
-        run(fate_zero(PLAIN, mapping="replace"), "a circle")
+        run(PLAIN.then(FateZero(mapping="replace")), "a circle")
 
 
 def test_prompts_without_tokens_are_refused(tiny_image, trajectory):
-    bare = replace(trajectory, prompt=Prompt(trajectory.prompt.embedding, "a red square", tiny_image.fingerprint))
+    bare = replace(
+        trajectory, prompt=Prompt(trajectory.prompt.embedding, "a red square", tiny_image.denoiser.fingerprint)
+    )
     with pytest.raises(ValueError, match="the prompt 'a red square' has no words"):
-        edit(tiny_image, bare, trajectory.prompt, plan=fate_zero(PLAIN, words=("red",)))
+        edit(tiny_image, bare, trajectory.prompt, plan=PLAIN.then(FateZero(words=("red",))))
 
 
 def test_models_without_attention_are_refused(trajectory):
     from weft.tests.engine.analytic import Gaussian
 
     backbone = Gaussian()
-    clip = invert(backbone, backbone.sample(), backbone.embed("a"), steps=2)
+    clip = invert(backbone, backbone.sample(), backbone.text.embed("a"), steps=2)
     with pytest.raises(ValueError, match="FateZero wants self- and cross-attention, and 'gaussian' does not have both"):
-        edit(backbone, clip, clip.prompt, plan=fate_zero(PLAIN))
+        edit(backbone, clip, clip.prompt, plan=PLAIN.then(FateZero()))
 
 
 @pytest.mark.parametrize(
@@ -279,4 +282,4 @@ def test_models_without_attention_are_refused(trajectory):
 )
 def test_numbers_that_make_no_sense_are_refused(numbers, match):
     with pytest.raises(ValueError, match=match):
-        fate_zero(PLAIN, **numbers)
+        PLAIN.then(FateZero(**numbers))

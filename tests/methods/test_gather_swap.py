@@ -6,11 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 
+from weft.engine.call import Evaluation
+from weft.engine.edit import edit
+from weft.engine.evaluate import evaluate_with
 from weft.engine.inversion import add_noise, invert
 from weft.engine.monitor import Monitor
-from weft.engine.nouns import PLAIN, Control, Evaluation, Prompt
-from weft.engine.sampling import edit, evaluate_with
-from weft.methods.gather_swap import GatherSwap, gather_swap, spread
+from weft.engine.plan import PLAIN, Control
+from weft.engine.words import Prompt
+from weft.methods.gather_swap import GatherSwap, spread
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
@@ -21,23 +24,23 @@ SCALES = {"guidance": 3.0, "image_guidance": 1.5}
 
 def clip(backbone, latents=None, **options):
     latents = make_latents(FRAMES, SIZE) if latents is None else latents
-    return add_noise(backbone, latents, backbone.embed(""), steps=STEPS, **options)
+    return add_noise(backbone, latents, backbone.text.embed(""), steps=STEPS, **options)
 
 
 def run(backbone, trajectory, plan=PLAIN, text="turn it into a blue cross", **options):
-    positive = text if isinstance(text, Prompt) else backbone.embed(text)
+    positive = text if isinstance(text, Prompt) else backbone.text.embed(text)
     return edit(backbone, trajectory, positive, plan=plan, **{**SCALES, **options})
 
 
 def evaluation(backbone, rows=("unconditional", "negative", "positive"), frames=FRAMES):
     z = make_latents(frames, SIZE, 1)
-    prompts = tuple(backbone.embed(t) for t in ("", "a red square", "make it blue", "green")[: len(rows)])
+    prompts = tuple(backbone.text.embed(t) for t in ("", "a red square", "make it blue", "green")[: len(rows)])
     return Evaluation(torch.stack([z] * len(rows)), 501, prompts, rows, image=make_latents(frames, SIZE, 2))
 
 
 def per_frame(backbone, *texts):
     """One prompt with a text for each frame."""
-    prompts = [backbone.embed(t) for t in texts]
+    prompts = [backbone.text.embed(t) for t in texts]
     return replace(prompts[0], embedding=torch.cat([p.embedding for p in prompts]))
 
 
@@ -70,10 +73,10 @@ def by_hand(backbone, whole, group):
     seen = []
     for g in group:
         frame = OneByOne(joined(seen) if seen else {})
-        backbone.predict(whole.select([g]), (frame,))
+        backbone.denoiser.predict(whole.select([g]), (frame,))
         seen.append(frame.own)
     frames = range(whole.latents.shape[1])
-    return torch.cat([backbone.predict(whole.select([f]), (OneByOne(joined(seen)),)) for f in frames], 1)
+    return torch.cat([backbone.denoiser.predict(whole.select([f]), (OneByOne(joined(seen)),)) for f in frames], 1)
 
 
 @torch.no_grad()
@@ -86,7 +89,7 @@ def test_gathering_as_a_batch_is_gathering_one_by_one(tiny_instruct64, group, ch
     whole = evaluation(tiny_instruct64)
     got = evaluated(tiny_instruct64, whole, GatherSwap(tuple(group)), chunk)
     assert_close(got, by_hand(tiny_instruct64, whole, group))
-    assert (got - tiny_instruct64.predict(whole)).abs().max() > 0.01
+    assert (got - tiny_instruct64.denoiser.predict(whole)).abs().max() > 0.01
 
 
 def test_it_acts_on_a_text_per_frame_too(tiny_instruct64):
@@ -109,7 +112,7 @@ def test_the_order_of_the_group_changes_what_is_gathered_and_not_which_frames_ar
 
 def test_a_group_of_one_in_a_clip_of_that_frame_is_the_plain_edit(tiny_instruct64):
     trajectory = clip(tiny_instruct64, make_latents(1, SIZE))
-    assert_close(run(tiny_instruct64, trajectory, gather_swap(PLAIN, group=1)), run(tiny_instruct64, trajectory))
+    assert_close(run(tiny_instruct64, trajectory, PLAIN.then(GatherSwap(group=1))), run(tiny_instruct64, trajectory))
 
 
 def test_keys_repeated_count_once(tiny_instruct64):
@@ -117,14 +120,16 @@ def test_keys_repeated_count_once(tiny_instruct64):
     trajectory = clip(tiny_instruct64, make_latents(1, SIZE).expand(4, -1, -1, -1))
     want = run(tiny_instruct64, trajectory)
     for group in (1, 2, 4):
-        assert_close(run(tiny_instruct64, trajectory, gather_swap(PLAIN, group=group)), want)
+        assert_close(run(tiny_instruct64, trajectory, PLAIN.then(GatherSwap(group=group))), want)
 
 
 def test_swapping_cross_attention_with_one_instruction_changes_nothing(tiny_instruct64):
     trajectory = clip(tiny_instruct64)
     plain = run(tiny_instruct64, trajectory)
-    assert_close(run(tiny_instruct64, trajectory, gather_swap(PLAIN, layers="cross")), plain)
-    both, alone = (run(tiny_instruct64, trajectory, gather_swap(PLAIN, layers=n)) for n in ("self_and_cross", "self"))
+    assert_close(run(tiny_instruct64, trajectory, PLAIN.then(GatherSwap(layers="cross"))), plain)
+    both, alone = (
+        run(tiny_instruct64, trajectory, PLAIN.then(GatherSwap(layers=n))) for n in ("self_and_cross", "self")
+    )
     assert_close(both, alone)
     assert (both - plain).abs().max() > 0.01
 
@@ -132,13 +137,15 @@ def test_swapping_cross_attention_with_one_instruction_changes_nothing(tiny_inst
 def test_swapping_cross_attention_with_a_text_per_frame_acts(tiny_instruct64):
     trajectory = clip(tiny_instruct64)
     text = per_frame(tiny_instruct64, *("make it blue", "a cross", "red", "green", "a circle", "white"))
-    plain, swapped = (run(tiny_instruct64, trajectory, p, text) for p in (PLAIN, gather_swap(PLAIN, layers="cross")))
+    plain, swapped = (
+        run(tiny_instruct64, trajectory, p, text) for p in (PLAIN, PLAIN.then(GatherSwap(layers="cross")))
+    )
     assert (plain - swapped).abs().max() > 0.01
 
 
 def test_it_acts_on_the_first_steps_alone_if_told_so(tiny_instruct64):
     trajectory = clip(tiny_instruct64)
-    runs = [run(tiny_instruct64, trajectory, gather_swap(PLAIN, adapt_steps=n)) for n in range(STEPS + 2)]
+    runs = [run(tiny_instruct64, trajectory, PLAIN.then(GatherSwap(adapt_steps=n))) for n in range(STEPS + 2)]
     assert torch.equal(runs[0], runs[STEPS])
     assert torch.equal(runs[0], runs[STEPS + 1])
     assert all((a - b).abs().max() > 1e-3 for a, b in pairwise(runs[1 : STEPS + 1]))
@@ -147,7 +154,7 @@ def test_it_acts_on_the_first_steps_alone_if_told_so(tiny_instruct64):
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_chunks_of_frames_change_nothing(tiny_instruct64, chunk):
     trajectory = clip(tiny_instruct64)
-    plan = gather_swap(PLAIN, group=3)
+    plan = PLAIN.then(GatherSwap(group=3))
     assert_close(run(tiny_instruct64, trajectory, plan, chunk_frames=chunk), run(tiny_instruct64, trajectory, plan))
 
 
@@ -161,14 +168,14 @@ def test_the_source_row_stays_as_it_is(tiny_instruct64):
     whole = evaluation(tiny_instruct64, rows)
     got = evaluated(tiny_instruct64, whole, GatherSwap(GROUP))
     with torch.no_grad():
-        assert_close(got[0], tiny_instruct64.predict(whole)[0])
+        assert_close(got[0], tiny_instruct64.denoiser.predict(whole)[0])
     edit_alone = replace(whole, latents=whole.latents[1:], prompts=whole.prompts[1:], rows=rows[1:])
     assert_close(got[1:], evaluated(tiny_instruct64, edit_alone, GatherSwap(GROUP)))
 
 
 def test_nothing_is_kept_between_steps_or_runs(tiny_instruct):
     """The control is frozen; the bank hangs on the evaluation."""
-    trajectory, plan = clip(tiny_instruct), gather_swap(PLAIN, group=3)
+    trajectory, plan = clip(tiny_instruct), PLAIN.then(GatherSwap(group=3))
     before = vars(plan.controls[0]).copy()
     first = run(tiny_instruct, trajectory, plan)
     assert vars(plan.controls[0]) == before
@@ -181,13 +188,13 @@ def test_keys_and_values_that_do_not_fit_on_the_device_wait_elsewhere(tiny_instr
     moved = []
     monkeypatch.setattr(module, "_offloaded", lambda x: moved.append(x) or x)
     trajectory = clip(tiny_instruct)
-    want = run(tiny_instruct, trajectory, gather_swap(PLAIN, group=3))
+    want = run(tiny_instruct, trajectory, PLAIN.then(GatherSwap(group=3)))
     assert moved == []
-    assert torch.equal(run(tiny_instruct, trajectory, gather_swap(PLAIN, group=3, resident=0)), want)
-    layers = [s for s in tiny_instruct.sites if s.kind in ("spatial", "cross")]
+    assert torch.equal(run(tiny_instruct, trajectory, PLAIN.then(GatherSwap(group=3, resident=0))), want)
+    layers = [s for s in tiny_instruct.denoiser.sites if s.kind in ("spatial", "cross")]
     assert len(moved) == 2 * len(layers) * STEPS
     moved.clear()
-    run(tiny_instruct, trajectory, gather_swap(PLAIN, group=3, resident=200_000))
+    run(tiny_instruct, trajectory, PLAIN.then(GatherSwap(group=3, resident=200_000)))
     assert 0 < len(moved) < 2 * len(layers) * STEPS
 
 
@@ -214,7 +221,7 @@ def test_evenly_spaced_frames():
 )
 def test_numbers_that_make_no_sense_are_refused(numbers, match):
     with pytest.raises(ValueError, match=match):
-        gather_swap(PLAIN, **numbers)
+        PLAIN.then(GatherSwap(**numbers))
 
 
 @pytest.mark.parametrize(
@@ -231,24 +238,26 @@ def test_a_group_that_does_not_fit_the_clip_is_refused_before_anything_runs(tiny
             raise AssertionError("the network was about to run")
 
     with pytest.raises(ValueError, match=match):
-        run(tiny_instruct, clip(tiny_instruct), gather_swap(PLAIN, group=group), monitor=Never())
+        run(tiny_instruct, clip(tiny_instruct), PLAIN.then(GatherSwap(group=group)), monitor=Never())
 
 
 def test_a_bank_over_its_budget_says_how_much_it_takes(tiny_instruct):
     trajectory = clip(tiny_instruct)
     with pytest.raises(ValueError, match=r"take 0\.00\d+ GB a step and 0\.0001 GB are allowed: use a smaller group"):
-        run(tiny_instruct, trajectory, gather_swap(PLAIN, budget=int(1e-4 * 2**30)))
+        run(tiny_instruct, trajectory, PLAIN.then(GatherSwap(budget=int(1e-4 * 2**30))))
 
 
 def test_models_whose_frames_see_each_other_are_refused(tiny):
-    trajectory = invert(tiny, make_latents(), tiny.embed("a red square"), steps=2)
+    trajectory = invert(tiny, make_latents(), tiny.text.embed("a red square"), steps=2)
     with pytest.raises(ValueError, match="edits frames one by one, and 'tiny' looks at all together"):
-        run(tiny, trajectory, gather_swap(PLAIN, group=2))
+        run(tiny, trajectory, PLAIN.then(GatherSwap(group=2)))
 
 
 def test_an_inversion_is_refused(tiny_instruct):
     with pytest.raises(ValueError, match="an inversion has none: connect it to Edit Sampler's plan"):
-        invert(tiny_instruct, make_latents(), tiny_instruct.embed(""), steps=2, plan=gather_swap(PLAIN, group=2))
+        invert(
+            tiny_instruct, make_latents(), tiny_instruct.text.embed(""), steps=2, plan=PLAIN.then(GatherSwap(group=2))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +274,7 @@ class DropsRow(Control):
 
 
 def test_other_guidance_branches_than_were_gathered_are_refused(tiny_instruct):
-    plan = gather_swap(PLAIN, group=2).then(DropsRow())
+    plan = PLAIN.then(GatherSwap(group=2)).then(DropsRow())
     with pytest.raises(ValueError, match=r"guidance branches unconditional, negative, positive, and .* for neg"):
         run(tiny_instruct, clip(tiny_instruct), plan)
 
@@ -282,7 +291,7 @@ def test_cancel_leaves_nothing_behind(tiny_instruct):
             if self.asked == 4:  # in the second step, between two chunks
                 raise Cancelled
 
-    trajectory, plan = clip(tiny_instruct), gather_swap(PLAIN, group=2)
+    trajectory, plan = clip(tiny_instruct), PLAIN.then(GatherSwap(group=2))
     want = run(tiny_instruct, trajectory, plan)
     with pytest.raises(Cancelled):
         run(tiny_instruct, trajectory, plan, chunk_frames=3, monitor=Cancel())

@@ -6,10 +6,11 @@ import torch
 from weft.backbones import diffusers_parts as parts
 from weft.backbones.memory import PlainMemory
 from weft.backbones.unet2d import UNet2DBackbone
+from weft.engine.call import Evaluation
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
-from weft.engine.nouns import PLAIN, Control, Evaluation
-from weft.engine.sampling import edit
-from weft.methods.injection import FeatureInjection, feature_injection
+from weft.engine.plan import PLAIN, Control
+from weft.methods.injection import FeatureInjection
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import FINEST_TOO, make_latents, make_unet
@@ -18,7 +19,7 @@ ROWS = ("source", "negative", "positive")
 
 
 def evaluation(backbone, rows=ROWS, step=0):
-    prompts = tuple(backbone.embed(text) for text in ("a red square", "", "a blue circle")[: len(rows)])
+    prompts = tuple(backbone.text.embed(text) for text in ("a red square", "", "a blue circle")[: len(rows)])
     latents = torch.stack([make_latents(3, (5, 9), seed) for seed in range(len(rows))])
     return Evaluation(latents, 501, prompts, rows, step)
 
@@ -31,7 +32,7 @@ def alone(e, row):
 
 @torch.no_grad()
 def predict(backbone, e, *controls):
-    return backbone.predict(e, controls)
+    return backbone.denoiser.predict(e, controls)
 
 
 @dataclass(frozen=True)
@@ -124,23 +125,23 @@ def test_it_ends_after_its_steps(tiny_image64, step, features, attention):
 
 @pytest.fixture
 def trajectory(tiny_image):
-    return invert(tiny_image, make_latents(), tiny_image.embed("a red square"), steps=3)
+    return invert(tiny_image, make_latents(), tiny_image.text.embed("a red square"), steps=3)
 
 
 @pytest.fixture
 def run(tiny_image, trajectory):
-    target = tiny_image.embed("a blue circle")
+    target = tiny_image.text.embed("a blue circle")
     return lambda plan=PLAIN, **options: edit(tiny_image, trajectory, target, plan=plan, guidance=2, **options)
 
 
 def test_no_steps_is_the_plain_edit_bit_for_bit(run):
-    assert torch.equal(run(feature_injection(PLAIN, feature_steps=0, attention_steps=0)), run())
+    assert torch.equal(run(PLAIN.then(FeatureInjection(feature_steps=0, attention_steps=0))), run())
 
 
 @pytest.mark.parametrize("numbers", [{"feature_steps": 0}, {"attention_steps": 0}, {}, {"places": "flatten"}])
 def test_an_edit_with_it_is_another_and_nearer_to_the_source(run, trajectory, tiny_image, numbers):
-    plain, got = run(), run(feature_injection(PLAIN, **numbers))
-    source = tiny_image.unscale(trajectory.latents[0])
+    plain, got = run(), run(PLAIN.then(FeatureInjection(**numbers)))
+    source = tiny_image.codec.unscale(trajectory.latents[0])
     assert not torch.equal(got, plain)
     if not numbers:
         assert (got - source).norm() < (plain - source).norm()
@@ -153,8 +154,10 @@ def test_frames_do_not_see_each_other(tiny_image64):
 
 
 def test_an_inversion_is_as_without_it(tiny_image64):
-    prompt, latents = tiny_image64.embed("a red square"), make_latents()
-    plain, got = (invert(tiny_image64, latents, prompt, steps=3, plan=p) for p in (PLAIN, feature_injection(PLAIN)))
+    prompt, latents = tiny_image64.text.embed("a red square"), make_latents()
+    plain, got = (
+        invert(tiny_image64, latents, prompt, steps=3, plan=p) for p in (PLAIN, PLAIN.then(FeatureInjection()))
+    )
     assert_close(got.latents, plain.latents)
 
 
@@ -182,14 +185,14 @@ def test_without_a_source_it_says_so(tiny_image, numbers):
 )
 def test_numbers_that_make_no_sense_are_refused(numbers, match):
     with pytest.raises(ValueError, match=match):
-        feature_injection(PLAIN, **numbers)
+        PLAIN.then(FeatureInjection(**numbers))
 
 
 def test_a_model_without_a_decoder_is_refused():
     backbone = Gaussian()
-    trajectory = invert(backbone, backbone.sample(), backbone.embed("a dog"), steps=2)
+    trajectory = invert(backbone, backbone.sample(), backbone.text.embed("a dog"), steps=2)
     with pytest.raises(ValueError, match="'gaussian' has no decoder with two attention layers"):
-        edit(backbone, trajectory, trajectory.prompt, plan=feature_injection(PLAIN))
+        edit(backbone, trajectory, trajectory.prompt, plan=PLAIN.then(FeatureInjection()))
 
 
 def test_the_tiny_decoder_is_as_these_tests_say():

@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
 from weft.engine.monitor import SILENT
-from weft.engine.nouns import PLAIN, EditPlan, Step
-from weft.engine.sampling import edit
-from weft.methods.latent_blend import latent_blend
+from weft.engine.plan import PLAIN, EditPlan, Step
+from weft.methods.latent_blend import LatentBlend
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.numerics import assert_close
 
@@ -21,16 +21,16 @@ def backbone():
 
 @pytest.fixture
 def trajectory(backbone):
-    return invert(backbone, backbone.sample(frames=3), backbone.embed("a dog"), steps=4)
+    return invert(backbone, backbone.sample(frames=3), backbone.text.embed("a dog"), steps=4)
 
 
 @pytest.fixture
 def run(backbone, trajectory):
-    return lambda plan=PLAIN: edit(backbone, trajectory, backbone.embed("a red cat"), plan=plan)
+    return lambda plan=PLAIN: edit(backbone, trajectory, backbone.text.embed("a red cat"), plan=plan)
 
 
 def blend(mask, **numbers):
-    return latent_blend(PLAIN, mask, **numbers).controls[0]
+    return PLAIN.then(LatentBlend(mask, **numbers)).controls[0]
 
 
 def one(*place, frames=1, size=SIZE, value=1.0):
@@ -41,13 +41,13 @@ def one(*place, frames=1, size=SIZE, value=1.0):
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_a_mask_of_ones_is_the_plain_edit_bit_for_bit(run, frames):
-    assert torch.equal(run(latent_blend(PLAIN, torch.ones(frames, *SIZE))), run())
+    assert torch.equal(run(PLAIN.then(LatentBlend(torch.ones(frames, *SIZE)))), run())
 
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_a_mask_of_zeros_is_the_source_bit_for_bit(run, backbone, trajectory, frames):
-    got = run(latent_blend(PLAIN, torch.zeros(frames, *SIZE)))
-    assert torch.equal(got, backbone.unscale(trajectory.latents[0]))
+    got = run(PLAIN.then(LatentBlend(torch.zeros(frames, *SIZE))))
+    assert torch.equal(got, backbone.codec.unscale(trajectory.latents[0]))
     assert not torch.equal(run(), got)
 
 
@@ -64,7 +64,7 @@ def test_outside_the_mask_the_source_is_kept_at_every_level(backbone, trajectory
 
 def test_a_mask_per_frame_acts_on_its_own_frame(run, backbone, trajectory):
     mask = torch.stack([torch.zeros(SIZE), torch.ones(SIZE), torch.zeros(SIZE)])
-    got, source, plain = run(latent_blend(PLAIN, mask)), backbone.unscale(trajectory.latents[0]), run()
+    got, source, plain = run(PLAIN.then(LatentBlend(mask))), backbone.codec.unscale(trajectory.latents[0]), run()
     assert torch.equal(got[[0, 2]], source[[0, 2]])
     assert torch.equal(got[1], plain[1])  # this denoiser treats frames one by one
 
@@ -87,9 +87,9 @@ def test_schedules_ramp_on_one_side_of_the_mask_and_end_with_it(backbone, trajec
 
 @pytest.mark.parametrize("schedule", ["paper_ramp", "shrink"])
 def test_without_a_hole_shrink_is_the_plain_edit_and_without_a_mask_all_end_with_the_source(run, backbone, schedule):
-    source = run(latent_blend(PLAIN, torch.zeros(1, *SIZE)))
-    assert torch.equal(run(latent_blend(PLAIN, torch.zeros(1, *SIZE), schedule=schedule)), source)
-    everywhere = run(latent_blend(PLAIN, torch.ones(1, *SIZE), schedule=schedule))
+    source = run(PLAIN.then(LatentBlend(torch.zeros(1, *SIZE))))
+    assert torch.equal(run(PLAIN.then(LatentBlend(torch.zeros(1, *SIZE), schedule=schedule))), source)
+    everywhere = run(PLAIN.then(LatentBlend(torch.ones(1, *SIZE), schedule=schedule)))
     assert torch.equal(everywhere, run()) == (schedule == "shrink")
 
 
@@ -127,13 +127,13 @@ def test_dilation_does_not_reach_other_frames():
 def test_masks_of_comfyui_are_inference_tensors(run):
     with torch.inference_mode():
         mask = one(0, slice(2, 4), slice(2, 6))
-        got = run(latent_blend(PLAIN, mask))
-    assert torch.equal(got, run(latent_blend(PLAIN, mask)))
+        got = run(PLAIN.then(LatentBlend(mask)))
+    assert torch.equal(got, run(PLAIN.then(LatentBlend(mask))))
 
 
 def test_it_comes_after_what_the_plan_already_has():
-    first = latent_blend(PLAIN, torch.ones(1, *SIZE))
-    second = latent_blend(first, torch.zeros(1, *SIZE), dilate=0)
+    first = PLAIN.then(LatentBlend(torch.ones(1, *SIZE)))
+    second = first.then(LatentBlend(torch.zeros(1, *SIZE), dilate=0))
     assert isinstance(second, EditPlan)
     assert second.controls[0] is first.controls[0]
     assert (second.controls[1].dilate, first.controls[0].dilate) == (0, 1)
@@ -155,7 +155,7 @@ def test_it_comes_after_what_the_plan_already_has():
 )
 def test_masks_and_numbers_that_make_no_sense_are_refused(mask, numbers, match):
     with pytest.raises(ValueError, match=match):
-        latent_blend(PLAIN, mask, **numbers)
+        PLAIN.then(LatentBlend(mask, **numbers))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_mask_of_another_clip_is_refused_before_anything_runs(backbone, trajec
     backbone.pixels_per_cell = 2
     backbone.evaluations.clear()
     with pytest.raises(ValueError, match=match):
-        edit(backbone, trajectory, trajectory.prompt, plan=latent_blend(PLAIN, torch.ones(shape)))
+        edit(backbone, trajectory, trajectory.prompt, plan=PLAIN.then(LatentBlend(torch.ones(shape))))
     assert backbone.evaluations == []
 
 

@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
 from weft.engine.monitor import Monitor, Recording
-from weft.engine.nouns import PLAIN
-from weft.engine.sampling import edit
+from weft.engine.plan import PLAIN
 from weft.engine.seeds import generator_for
 from weft.kernels.em import chunked
-from weft.methods.stem import EPS, STEMAttention, stem_attention, stem_inversion
+from weft.methods.stem import EPS, STEMAttention, stem_inversion
 from weft.tests.methods.calls import SCALE, SITE, attend, call_of, tensors
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
@@ -156,13 +156,15 @@ def test_starts_depend_on_seed_step_and_layer_alone():
 def test_layers_with_few_tokens_get_fewer_bases_and_the_dead_are_reported(tiny_image):
     """The tiny latents are 6x10, 3x5 and 2x3 cells: 3 frames of the coarsest have 18 tokens."""
     log = Recording()
-    invert(tiny_image, make_latents(), tiny_image.embed("a"), steps=2, plan=stem_attention(PLAIN), monitor=log)
+    invert(
+        tiny_image, make_latents(), tiny_image.text.embed("a"), steps=2, plan=PLAIN.then(STEMAttention()), monitor=log
+    )
     assert [r["fewest_bases"] for r in log.records] == [9] * 3
     assert all(0 < r["dead_bases"] < 1 for r in log.records)
     assert [r["step"] for r in log.records] == [1, 1, 0]
     log = Recording()
-    plan = stem_attention(PLAIN, tokens_per_base=0)
-    invert(tiny_image, make_latents(), tiny_image.embed("a"), steps=2, plan=plan, monitor=log)
+    plan = PLAIN.then(STEMAttention(tokens_per_base=0))
+    invert(tiny_image, make_latents(), tiny_image.text.embed("a"), steps=2, plan=plan, monitor=log)
     assert [r["fewest_bases"] for r in log.records] == [256] * 3
 
 
@@ -170,9 +172,9 @@ def test_layers_with_few_tokens_get_fewer_bases_and_the_dead_are_reported(tiny_i
 
 
 def test_an_inversion_is_one_under_stem_attention(tiny_image):
-    latents, prompt = make_latents(), tiny_image.embed("a red square")
+    latents, prompt = make_latents(), tiny_image.text.embed("a red square")
     got = stem_inversion(tiny_image, latents, prompt, numbers=FEW, steps=STEPS, convention="paper")
-    plan = stem_attention(PLAIN, **FEW)
+    plan = PLAIN.then(STEMAttention(**FEW))
     want = invert(tiny_image, latents, prompt, plan=plan, steps=STEPS, convention="paper")
     assert torch.equal(got.latents, want.latents)
     plain = invert(tiny_image, latents, prompt, steps=STEPS, convention="paper")
@@ -184,7 +186,7 @@ def test_groups_of_frames_are_inverted_as_clips_of_their_own(tiny_image64):
     numbers = {"em_frames": 2, "temperature": 1.0, **FEW}
 
     def latents_of(some, **options):
-        return stem_inversion(backbone, some, backbone.embed("a"), numbers=numbers, steps=STEPS, **options).latents
+        return stem_inversion(backbone, some, backbone.text.embed("a"), numbers=numbers, steps=STEPS, **options).latents
 
     whole = latents_of(latents)
     for some in (slice(0, 2), slice(2, 4), slice(4, 5)):
@@ -208,11 +210,11 @@ def test_shared_bases_are_the_sources():
 @pytest.mark.parametrize("space", ["key_per_head", "hidden"])
 def test_rows_alike_stay_alike_under_shared_bases(tiny_image64, space):
     """The edit of a clip under its own prompt replays the trajectory, with and without shared bases."""
-    backbone, prompt = tiny_image64, tiny_image64.embed("a red square")
+    backbone, prompt = tiny_image64, tiny_image64.text.embed("a red square")
     trajectory = stem_inversion(backbone, make_latents(), prompt, numbers=FEW | {"space": space}, steps=STEPS)
     trajectory = replace(trajectory, latents=trajectory.latents[:1].expand_as(trajectory.latents).clone())
-    plans = [stem_attention(PLAIN, **FEW, space=space, shared=shared, temperature=1.0) for shared in (False, True)]
-    one = replace(trajectory, latents=trajectory.latents[-2:], schedule=backbone.schedule(1))
+    plans = [PLAIN.then(STEMAttention(**FEW, space=space, shared=shared, temperature=1.0)) for shared in (False, True)]
+    one = replace(trajectory, latents=trajectory.latents[-2:], schedule=backbone.denoiser.schedule(1))
     want, got = (edit(backbone, one, prompt, plan=plan, guidance=1) for plan in plans)
     assert_close(got, want)
 
@@ -239,7 +241,7 @@ def test_cancel_is_asked_in_every_round():
 
 def test_chunks_of_frames_are_refused_where_em_sees_all(tiny_image):
     with pytest.raises(ValueError, match="STEMAttention looks at all 3 frames together"):
-        stem_inversion(tiny_image, make_latents(), tiny_image.embed("a"), steps=STEPS, chunk_frames=2)
+        stem_inversion(tiny_image, make_latents(), tiny_image.text.embed("a"), steps=STEPS, chunk_frames=2)
 
 
 @pytest.mark.parametrize(
@@ -257,4 +259,4 @@ def test_chunks_of_frames_are_refused_where_em_sees_all(tiny_image):
 )
 def test_numbers_that_make_no_sense_are_refused(numbers, match):
     with pytest.raises(ValueError, match=match):
-        stem_attention(PLAIN, **numbers)
+        PLAIN.then(STEMAttention(**numbers))

@@ -6,11 +6,13 @@ import torch.nn.functional as F
 
 from weft.backbones.loading import load_backbone
 from weft.backbones.memory import PlainMemory
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
 from weft.engine.monitor import Recording
-from weft.engine.nouns import PLAIN, Site, Step, Trajectory
-from weft.engine.sampling import edit
-from weft.methods.str_match import RELATIVE_STEP, score_frames, score_heat, site_pairs, str_latent_optimizer
+from weft.engine.plan import PLAIN, Step
+from weft.engine.source import Trajectory
+from weft.engine.words import Site
+from weft.methods.str_match import RELATIVE_STEP, STRLatentOptimizer, score_frames, score_heat, site_pairs
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.engine.test_inversion import Listening
 from weft.tests.tiny import COARSE_ONLY, FRAMES, SIZE, make_folder, make_latents
@@ -21,16 +23,16 @@ CONTROL = 1e-8  # of the gradient through the whole network, relative to its lar
 
 def make_step(backbone, z=None, positive="a blue cross", level=LEVEL, frames=FRAMES, monitor=None):
     """A step at `level` of a made-up trajectory; by default the edit has left the source a little."""
-    source, target = backbone.embed("a red square"), backbone.embed(positive)
+    source, target = backbone.text.embed("a red square"), backbone.text.embed(positive)
     latents = torch.stack([make_latents(frames, SIZE, seed) for seed in range(STEPS + 1)]) / 2
-    trajectory = Trajectory(latents, backbone.schedule(STEPS), source, "warm_start")
-    dtype = backbone.network.dtype
+    trajectory = Trajectory(latents, backbone.denoiser.schedule(STEPS), source, "warm_start")
+    dtype = backbone.denoiser.network.dtype
     z = latents[level].to(dtype) + 0.3 * make_latents(frames, SIZE, 9).to(dtype) if z is None else z
     return Step(z, level, STEPS - level, STEPS, trajectory, target, source, backbone, monitor or Recording(), 0)
 
 
 def optimizer(**numbers):
-    return str_latent_optimizer(PLAIN, **numbers).controls[0]
+    return PLAIN.then(STRLatentOptimizer(**numbers)).controls[0]
 
 
 def gradient(step, **numbers):
@@ -43,12 +45,12 @@ def gradient(step, **numbers):
 
 def self_attention(backbone, step, z, label, prompt, site):
     """(q, k) [groups, H, tokens, D] of one layer, caught at its projections."""
-    caught, layer = {}, backbone.network.get_submodule(site.layer)
+    caught, layer = {}, backbone.denoiser.network.get_submodule(site.layer)
     hooks = [
         getattr(layer, n).register_forward_hook(lambda m, i, out, n=n: caught.update({n: out}))
         for n in ("to_q", "to_k")
     ]
-    backbone.network(z[None].transpose(1, 2), label, prompt.embedding.to(z))
+    backbone.denoiser.network(z[None].transpose(1, 2), label, prompt.embedding.to(z))
     for hook in hooks:
         hook.remove()
     return [caught[n].unflatten(-1, (layer.heads, -1)).transpose(1, 2) for n in ("to_q", "to_k")]
@@ -155,7 +157,7 @@ def test_choices_make_a_difference(tiny64):
 
 def test_the_inversions_score_is_read_one_level_cleaner_with_the_noisier_label(tiny64, monkeypatch):
     step, seen = make_step(tiny64), []
-    predict = tiny64.predict
+    predict = tiny64.denoiser.predict
     monkeypatch.setattr(tiny64, "predict", lambda e, controls=(): seen.append(e) or predict(e, controls))
     for choice, level in (("recompute", LEVEL), ("inversion", LEVEL - 1)):
         seen.clear()
@@ -253,21 +255,21 @@ def test_it_acts_within_its_window_only(tiny, level, window, acts_on):
 
 @pytest.fixture
 def trajectory(tiny):
-    return invert(tiny, make_latents(), tiny.embed("a red square"), steps=3)
+    return invert(tiny, make_latents(), tiny.text.embed("a red square"), steps=3)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_strength_zero_is_the_plain_edit_bit_for_bit(tiny, trajectory, guidance):
-    target = tiny.embed("a blue cross")
+    target = tiny.text.embed("a blue cross")
     plain = edit(tiny, trajectory, target, guidance=guidance)
-    plan = str_latent_optimizer(PLAIN, strength=0.0)
+    plan = PLAIN.then(STRLatentOptimizer(strength=0.0))
     assert torch.equal(edit(tiny, trajectory, target, plan=plan, guidance=guidance), plain)
-    plan = str_latent_optimizer(PLAIN, strength=0.5)
+    plan = PLAIN.then(STRLatentOptimizer(strength=0.5))
     assert not torch.equal(edit(tiny, trajectory, target, plan=plan, guidance=guidance), plain)
 
 
 def test_every_step_is_logged_and_the_edit_repeats_to_the_bit(tiny, trajectory):
-    plan, target, monitor = str_latent_optimizer(PLAIN, strength=0.1), tiny.embed("a blue cross"), Recording()
+    plan, target, monitor = PLAIN.then(STRLatentOptimizer(strength=0.1)), tiny.text.embed("a blue cross"), Recording()
     once = edit(tiny, trajectory, target, plan=plan, monitor=monitor)
     assert [r["step"] for r in monitor.records] == [0, 1, 2]
     assert all(set(r) == {"step", "loss", "gradient", "relative_step"} for r in monitor.records)
@@ -285,7 +287,7 @@ def test_guidance_can_be_cancelled_and_leaves_the_model_as_it_was(tiny, at):
 
 def test_the_forward_stops_after_the_last_layer_it_needs(tiny):
     ran = []
-    hook = tiny.network.up_blocks[2].register_forward_hook(lambda *_: ran.append(1))
+    hook = tiny.denoiser.network.up_blocks[2].register_forward_hook(lambda *_: ran.append(1))
     step = make_step(tiny)
     optimizer().before_step(step)
     assert ran == []
@@ -307,7 +309,9 @@ def test_half_precision_gradients_keep_their_direction(tiny, tiny_folder, dtype,
     half = load_backbone(tiny_folder, dtype=dtype, memory=PlainMemory("cpu"))
     step = make_step(tiny)
     want = gradient(step, reduction=reduction, levels="all")
-    got = gradient(replace(step, backbone=half, positive=half.embed("a blue cross")), reduction=reduction, levels="all")
+    got = gradient(
+        replace(step, backbone=half, positive=half.text.embed("a blue cross")), reduction=reduction, levels="all"
+    )
     assert got.dtype == torch.float32
     assert F.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.9
     assert got.norm().item() == pytest.approx(want.norm().item(), rel=0.3)
@@ -335,19 +339,19 @@ def sites(*kinds, level=0):
 @pytest.mark.parametrize("kinds", [(), ("spatial", "cross"), ("temporal", "temporal")])
 def test_a_model_without_both_kinds_of_attention_is_refused_before_anything_runs(kinds):
     backbone = Gaussian()
-    backbone.sites = sites(*kinds, level=1)
-    clip, prompt = backbone.sample(), backbone.embed("a dog")
+    backbone.denoiser.sites = sites(*kinds, level=1)
+    clip, prompt = backbone.sample(), backbone.text.embed("a dog")
     trajectory = invert(backbone, clip, prompt, steps=2)
     backbone.evaluations.clear()
     match = "'gaussian' has no spatial attention with temporal attention beside it: STR-Match wants a text-to-video"
     with pytest.raises(ValueError, match=match):
-        edit(backbone, trajectory, prompt, plan=str_latent_optimizer(PLAIN))
+        edit(backbone, trajectory, prompt, plan=PLAIN.then(STRLatentOptimizer()))
     assert backbone.evaluations == []
 
 
 def test_a_model_with_attention_at_the_finest_level_only_says_which_option_helps():
     backbone = Gaussian()
-    backbone.sites = sites("spatial", "temporal")
+    backbone.denoiser.sites = sites("spatial", "temporal")
     with pytest.raises(ValueError, match="'gaussian' has attention at the finest level only: choose levels 'all'"):
         site_pairs(backbone)
     assert len(site_pairs(backbone, "all")) == 1
@@ -381,7 +385,7 @@ def test_a_model_without_finest_attention_has_the_same_pairs_either_way(tmp_path
 )
 def test_numbers_out_of_range_and_unknown_choices_are_refused(numbers, match):
     with pytest.raises(ValueError, match=match):
-        str_latent_optimizer(PLAIN, **numbers)
+        PLAIN.then(STRLatentOptimizer(**numbers))
 
 
 # ---- the viewer -----------------------------------------------------------------------------------------------------

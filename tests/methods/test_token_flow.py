@@ -4,9 +4,9 @@ from typing import ClassVar
 import pytest
 import torch
 
+from weft.engine.edit import edit
 from weft.engine.inversion import invert
-from weft.engine.nouns import PLAIN, Control
-from weft.engine.sampling import edit
+from weft.engine.plan import PLAIN, Control
 from weft.methods.injection import FeatureInjection
 from weft.methods.token_flow import Keyframes, TokenFlow, token_flow
 from weft.tests.methods.calls import attend, call_of, evaluation, tensors
@@ -38,12 +38,12 @@ class Extended(Control):
 
 @pytest.fixture
 def trajectory(tiny_image64):
-    return invert(tiny_image64, make_latents(5), tiny_image64.embed("a red square"), steps=STEPS)
+    return invert(tiny_image64, make_latents(5), tiny_image64.text.embed("a red square"), steps=STEPS)
 
 
 @pytest.fixture
 def run(tiny_image64, trajectory):
-    target = tiny_image64.embed("a blue circle")
+    target = tiny_image64.text.embed("a blue circle")
 
     def run(plan=PLAIN, trajectory=trajectory, **options):
         return edit(tiny_image64, trajectory, target, plan=plan, guidance=2, **options)
@@ -115,8 +115,8 @@ def test_keyframes_depend_on_the_seed_and_the_step():
 
 @pytest.mark.parametrize("frames", [1, 5])
 def test_clips_shorter_than_a_batch_work(tiny_image, frames):
-    trajectory = invert(tiny_image, make_latents(frames), tiny_image.embed("a"), steps=STEPS)
-    assert len(edit(tiny_image, trajectory, tiny_image.embed("a blue"), plan=token_flow(PLAIN))) == frames
+    trajectory = invert(tiny_image, make_latents(frames), tiny_image.text.embed("a"), steps=STEPS)
+    assert len(edit(tiny_image, trajectory, tiny_image.text.embed("a blue"), plan=token_flow(PLAIN))) == frames
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
@@ -143,7 +143,7 @@ def test_injected_queries_and_keys_act_in_the_keyframes_pass(run):
 
 
 def test_an_inversion_under_it_is_the_plain_one(tiny_image, trajectory):
-    latents = tiny_image.unscale(trajectory.latents[0])
+    latents = tiny_image.codec.unscale(trajectory.latents[0])
     plan = token_flow(PLAIN, **BARE)
     one, other = (invert(tiny_image, latents, trajectory.prompt, steps=STEPS, plan=p) for p in (PLAIN, plan))
     assert_close(one.latents, other.latents)
@@ -156,7 +156,7 @@ def test_other_attention_and_other_passes_are_left_alone():
 
 
 def test_models_whose_frames_see_each_other_are_refused(tiny):
-    trajectory = invert(tiny, make_latents(), tiny.embed("a"), steps=STEPS)
+    trajectory = invert(tiny, make_latents(), tiny.text.embed("a"), steps=STEPS)
     with pytest.raises(ValueError, match="'tiny' looks at all frames together: use an image model"):
         edit(tiny, trajectory, trajectory.prompt, plan=token_flow(PLAIN, **BARE))
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from weft.engine.nouns import Prompt
+from weft.backbones.text import prompt_of
 from weft.methods.words import positions, read_factors, read_words, refined, replaced, weights, words_of
 
 L = 9
@@ -11,7 +11,7 @@ def prompt(*pieces, length=L):
     """Tokens after a start token; a piece that ends with "-" goes on in the next."""
     tokens = ["", *(p.removesuffix("-") if p.endswith("-") else p + " " for p in pieces)]
     tokens += [""] * (length - len(tokens))
-    return Prompt(torch.zeros(1, length, 4), " ".join(pieces).replace("- ", ""), "model", tuple(tokens))
+    return prompt_of(torch.zeros(1, length, 4), " ".join(pieces).replace("- ", ""), "model", tuple(tokens))
 
 
 SOURCE = prompt("a", "red", "sq-", "uare", "here")
@@ -28,7 +28,7 @@ def test_words_that_are_not_there_are_named():
     with pytest.raises(ValueError, match="does not have the word 'circle': its words are a, red, square, here"):
         positions(SOURCE, "circle")
     with pytest.raises(ValueError, match="the prompt 'x' has no words"):
-        positions(Prompt(torch.zeros(1, L, 4), "x", "model"), "x")
+        positions(prompt_of(torch.zeros(1, L, 4), "x", "model"), "x")
 
 
 def pairs(token_map):

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weft.backbones.clip import load_clip
 from weft.backbones.memory import PlainMemory
-from weft.methods.clip_direction import best, direction_of, scores
+from weft.measure.clip_direction import best, direction_of, scores
 from weft.tests.conftest import ROOT
 from weft.toyworld import judge, world
 from weft.toyworld.training import Recipe
+from weft.vision.clip import load_clip
 
 WEIGHTS = ROOT / "toyworld" / "weights"
 CPU = PlainMemory("cpu")

@@ -5,16 +5,16 @@ import logging
 import pytest
 import torch
 
-from weft.backbones.detector import load_detector
 from weft.backbones.memory import PlainMemory
-from weft.backbones.sam import load_segmenter
-from weft.methods.mask.find import find
-from weft.methods.mask.prompts import read_prompts
-from weft.methods.mask.segment import segment
-from weft.methods.mask.track import track
 from weft.tests.conftest import ROOT
 from weft.toyworld import detector, sam, world
 from weft.toyworld.training import Recipe
+from weft.vision.detector import load_detector
+from weft.vision.find import find
+from weft.vision.prompts import read_prompts
+from weft.vision.sam import load_segmenter
+from weft.vision.segment import segment
+from weft.vision.track import track
 
 WEIGHTS = ROOT / "toyworld" / "weights"
 CPU = PlainMemory("cpu")

@@ -1,0 +1,85 @@
+"""How a method looks into the network without changing anything: by a forward pass that stops once it has seen enough.
+
+A look happens under the plan of the edit, so that what is seen is what the edit is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from .call import Attend, Call, Evaluation, Features
+from .plan import Control, EditPlan, Slot
+from .words import Block, Row
+
+
+class _Enough(Exception):
+    """Raised inside a forward pass once everything wanted has been seen."""
+
+
+@dataclass(frozen=True, eq=False)
+class _CallReader(Control):
+    slot: ClassVar[Slot] = "inject"
+
+    wanted: frozenset[str]
+    row: Row
+    frames: tuple[int, ...]
+    calls: dict[str, Call] = field(default_factory=dict)
+
+    def attention(self, call: Call, attend: Attend) -> Tensor:
+        layer = call.site.layer
+        # A pass that a control makes for itself has other rows or frames: it is not the one looked for.
+        if layer in self.wanted and layer not in self.calls and self.row in call.rows and call.frames == self.frames:
+            self.calls[layer] = call.only(self.row)
+            if len(self.calls) == len(self.wanted):
+                raise _Enough
+        return attend(call)
+
+
+def read_calls(
+    evaluate: Callable[[Evaluation, EditPlan], Tensor],
+    evaluation: Evaluation,
+    plan: EditPlan,
+    row: Row,
+    layers: Collection[str],
+) -> Mapping[str, Call]:
+    """The calls at `layers` as the layers themselves project them for one row, before any control changes them.
+
+    Differentiable in `evaluation.latents` where gradients are enabled.
+
+    Raises:
+        ValueError: a layer was never called, so it is not an attention site of this model.
+    """
+    reader = _CallReader(frozenset(layers), row, evaluation.frames)
+    try:
+        evaluate(evaluation, EditPlan((reader, *plan.controls)))
+    except _Enough:
+        return reader.calls
+    raise ValueError(f"the model has no attention at {sorted(reader.wanted - set(reader.calls))}")
+
+
+@dataclass(frozen=True, eq=False)
+class _FeatureReader(Control):
+    wanted: Block
+    read: list[Tensor] = field(default_factory=list)
+
+    def feature(self, features: Features) -> Tensor:
+        if features.block == self.wanted:
+            self.read.append(features.x)
+            raise _Enough
+        return features.x
+
+
+def read_feature(
+    evaluate: Callable[[Evaluation, EditPlan], Tensor], evaluation: Evaluation, plan: EditPlan, block: Block
+) -> Tensor:
+    """[R, F, C, h, w] out of one block."""
+    reader = _FeatureReader(block)
+    try:
+        evaluate(evaluation, EditPlan((*plan.controls, reader)))
+    except _Enough:
+        return reader.read[0]
+    raise ValueError(f"the model has no block '{block.name}'")

@@ -1,0 +1,101 @@
+"""Clicks and boxes to masks, frame by frame.
+
+paper    Segment Anything, Kirillov et al. 2023; SAM 2, Ravi et al. 2024
+needs    a segmenter, frames, and prompts at some of them
+gives    a mask for each frame that has prompts: no other, for a mask that nobody asked for would be an empty one
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..engine.autograd import ordinary, plain_torch
+from ..engine.monitor import SILENT, Monitor
+from .ports import Candidates, Prompts, Segmenter
+from .prompts import Asked, check_prompts
+from .show import overlay
+
+Choice = Literal["best", "smallest", "largest"]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """Masks of the frames that were asked about."""
+
+    masks: Tensor  # [P, H, W] of 0 and 1
+    frames: tuple[int, ...]  # P numbers, in order
+    scores: tuple[float, ...]  # what the model thinks of each; the worst of a frame's things
+    pictures: Tensor  # [P, H, W, 3] in 0..1: the frames with mask, points and boxes on them
+
+
+@plain_torch
+def segment(
+    segmenter: Segmenter, frames: Tensor, asked: Asked, *, choice: Choice = "best", monitor: Monitor = SILENT
+) -> Segmented:
+    """One mask for each frame with prompts: all its things together.
+
+    Args:
+        frames: [F, H, W, 3] in 0..1.
+        asked: from `read_prompts`.
+        choice: of the candidates for a lone click: the one with the best score, or the smallest or largest.
+
+    Raises:
+        ValueError: a prompt outside the picture, a frame the clip does not have, or a prompt for which the model
+            finds nothing.
+    """
+    check_clip(frames)
+    if choice not in get_args(Choice):
+        raise ValueError(f"no choice '{choice}': want one of {', '.join(get_args(Choice))}")
+    if not asked:
+        raise ValueError("no point and no box")
+    check_prompts(asked, frames)
+    masks, scores, pictures = [], [], []
+    for done, (k, things) in enumerate(asked.items()):
+        monitor.check()
+        frame = frame_of(frames, k)
+        ask, mask, score = segmenter.look(frame), torch.zeros(frame.shape[:2], dtype=torch.bool), 1.0
+        for prompts in things:
+            found, sure = choose(ask(prompts), choice)
+            if not found.any():
+                raise ValueError(f"{segmenter.name} finds nothing at {_place(prompts)} of frame {k}: click elsewhere")
+            mask, score = mask | found, min(score, sure)
+        masks.append(mask.float())
+        scores.append(score)
+        pictures.append(overlay(frame, mask, things))
+        monitor.progress(done + 1, len(asked))
+    return Segmented(torch.stack(masks), tuple(asked), tuple(scores), torch.stack(pictures))
+
+
+def choose(candidates: Candidates, choice: Choice = "best") -> tuple[Tensor, float]:
+    """(mask [H, W] bool, its score) of the candidate that is not empty and the best, smallest or largest."""
+    i = index_of(candidates, choice)
+    return candidates.masks[i].cpu(), candidates.scores[i].item()
+
+
+def index_of(candidates: Candidates, choice: Choice = "best") -> int:
+    areas = candidates.masks.flatten(1).sum(1).float().cpu()
+    rank = {"best": candidates.scores.float().cpu(), "smallest": -areas, "largest": areas}[choice]
+    return torch.where(areas > 0, rank, -torch.inf).argmax().item()
+
+
+def check_clip(frames: Tensor) -> None:
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f"want frames [F, H, W, 3], got {list(frames.shape)}")
+
+
+def frame_of(frames: Tensor, k: int) -> Tensor:
+    """One frame [H, W, 3] of a clip; ValueError if it holds NaN or infinity."""
+    frame = ordinary(frames[k])
+    if not torch.isfinite(frame).all():
+        raise ValueError(f"frame {k} holds NaN or infinity")
+    return frame
+
+
+def _place(prompts: Prompts) -> str:
+    if prompts.box is not None:
+        return "the box " + ",".join(f"{v:g}" for v in prompts.box)
+    return "the point " + ",".join(f"{v:g}" for v in prompts.points[0])
