@@ -236,7 +236,7 @@ def test_a_safetensors_file_that_is_a_pickle_is_not_run(folder, tmp_path):
 @pytest.mark.parametrize("part", WEIGHTS)
 def test_missing_weights_are_named(folder, part):
     weights(folder, part).unlink()
-    with pytest.raises(ValueError, match=rf"no weights in 'copy/{part}': want \*\.safetensors there"):
+    with pytest.raises(ValueError, match=rf"no weights in 'copy/{part}': want \w+\.safetensors there .*found none"):
         load(folder)
 
 
@@ -267,7 +267,7 @@ def test_a_missing_part_is_named(folder, part):
     [
         ("model_index.json", "no model_index.json in '.*copy': a diffusers model folder has one"),
         ("scheduler/scheduler_config.json", "no scheduler_config.json in '.*scheduler': it states the noise levels"),
-        ("unet/config.json", "cannot load 'copy/unet': .*config.json"),
+        ("unet/config.json", "no config.json in '.*copy/unet': it says how the model is built"),
         ("tokenizer/vocab.json", "cannot load 'copy/tokenizer'"),
     ],
 )
@@ -288,7 +288,7 @@ def test_no_folder_at_all(tmp_path):
     ("content", "match"),
     [
         ("{not json", "cannot read '.*model_index.json': "),
-        ("[1, 2]", "'.*model_index.json' is not the index of a diffusers model"),
+        ("[1, 2]", "'.*model_index.json' is not the config of a model: want a JSON object, got a list"),
         ("{}", "'copy' holds a None, which is not supported yet: want one of UNet2DConditionModel, UNet3D"),
         ('{"unet": [null, null]}', "'copy' holds a None, which is not supported yet"),
         ('{"unet": ["diffusers", "UNet1DModel"]}', "'copy' holds a UNet1DModel, which is not supported yet: want one"),
@@ -298,14 +298,6 @@ def test_no_folder_at_all(tmp_path):
 def test_an_index_of_something_else_is_refused(folder, content, match):
     (folder / "model_index.json").write_text(content)
     with pytest.raises(ValueError, match=match):
-        load(folder)
-
-
-def test_a_class_that_does_not_exist_is_named(folder):
-    index = json.loads((folder / "model_index.json").read_text())
-    index["vae"] = ["diffusers", "AutoencoderNone"]
-    (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"cannot load 'copy/vae': .*AutoencoderNone"):
         load(folder)
 
 

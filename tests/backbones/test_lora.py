@@ -138,7 +138,10 @@ def test_what_was_learned_before_a_cancel_can_be_kept(tiny_instruct, failure):
     with pytest.raises(failure):
         adapt(tiny_instruct, half, rank=2, rescue=kept.append)
     (adapter,) = kept
-    assert with_adapter(tiny_instruct, adapter).denoiser.fingerprint == adapt(tiny_instruct, push, rank=2)[0].denoiser.fingerprint
+    assert (
+        with_adapter(tiny_instruct, adapter).denoiser.fingerprint
+        == adapt(tiny_instruct, push, rank=2)[0].denoiser.fingerprint
+    )
 
 
 def test_the_seed_decides_and_random_numbers_of_others_are_left_alone(tiny_instruct):
