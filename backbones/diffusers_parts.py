@@ -22,6 +22,8 @@ FRAMES_AT_ONCE = 8  # through the VAE at most: more are no faster, and their mem
 # for encoding and 4.3 for decoding with Stable Diffusion's layout, whatever its widths; the rest is room for what
 # convolutions need to work, as much as ComfyUI allows (1767 and 2178 numbers a pixel for widths 128 and 256).
 ENCODING_PLANES, DECODING_PLANES = 14.0, 8.6
+UNKNOWN = 2e9  # bytes to take where nobody knows what is free, as in main memory, which hardly gains by more frames
+MOST_TIMESTEPS = 100_000  # any model was trained with 1,000 or so: more is a broken config
 BLOCKS, BLOCK = 2048, 64  # of a large tensor, what a fingerprint reads
 END_OF_WORD = "</w>"  # as CLIP's tokenizer writes it
 ACTIVATION_BYTES = 10_486  # a latent cell and byte of precision: what ComfyUI reckons for Stable Diffusion's UNet
@@ -97,8 +99,9 @@ def _frames_through(vae: nn.Module, function, clip: Tensor, bytes_a_frame: int, 
             check()
             return careful(part)
 
-        fitting = max(1, memory.free() // bytes_a_frame)
-        return run_in_parts(run, clip, min(FRAMES_AT_ONCE, fitting))
+        free = memory.free()
+        fitting = int((UNKNOWN if free is None else free) // bytes_a_frame)
+        return run_in_parts(run, clip, max(1, min(FRAMES_AT_ONCE, fitting)))
 
 
 @contextmanager
@@ -152,17 +155,45 @@ def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
     for "leading" spacing, up to one timestep off for "trailing", and more for "linspace" in few steps.
 
     Raises:
-        ValueError: more steps than the model was trained with, or a prediction type that is not supported.
+        ValueError: no betas, or such that make no noise levels; more steps than the model was trained with; or a
+            spacing or prediction type that is not supported.
     """
-    from diffusers import DDIMScheduler
-
-    scheduler = DDIMScheduler.from_config(scheduler_config)
+    scheduler = _ddim(scheduler_config)
     trained = scheduler.config.num_train_timesteps
     if not 1 <= steps <= trained:
         raise ValueError(f"want 1 to {trained} steps, the noise levels this model was trained with; got {steps}")
     scheduler.set_timesteps(steps)
     # For some numbers of steps (61, 103, ...) rounding makes "trailing" append a timestep -1.
-    timesteps = [min(int(t), trained - 1) for t in scheduler.timesteps[:steps].flip(0)]
+    timesteps = [int(t) for t in scheduler.timesteps[:steps].flip(0)]
+    beyond = max(0, timesteps[-1] - (trained - 1))  # an offset with as many steps as the model was trained with
+    timesteps = [t - beyond for t in timesteps]
     alpha_bar = scheduler.alphas_cumprod.double()
     levels = [float(scheduler.final_alpha_cumprod), *alpha_bar[timesteps].tolist()]
     return Schedule.from_alpha_bar(timesteps, levels, scheduler.config.prediction_type)
+
+
+def _ddim(config: dict):
+    """diffusers' DDIMScheduler with the betas that a config states."""
+    from diffusers import DDIMScheduler, DDPMScheduler
+
+    of = f"the scheduler of this model ({config.get('_class_name', 'no class')})"
+    trained = config.get("num_train_timesteps", 1000)
+    if not isinstance(trained, int) or not 1 <= trained <= MOST_TIMESTEPS:
+        raise ValueError(f"{of} states {str(trained)[:40]} training timesteps: want a number in 1..{MOST_TIMESTEPS}")
+    if not config.get("trained_betas") and not {"beta_start", "beta_end"} <= set(config):
+        raise ValueError(
+            f"{of} states no betas, as models of flow matching or EDM do not, and those are not supported: want a "
+            "model with beta_start and beta_end in its scheduler_config.json"
+        )
+    try:
+        try:
+            scheduler = DDIMScheduler.from_config(config)
+        except NotImplementedError:  # betas that DDIM does not know, and DDPM may: sigmoid
+            betas = DDPMScheduler.from_config(config).betas.tolist()
+            scheduler = DDIMScheduler.from_config({**config, "beta_schedule": "linear", "trained_betas": betas})
+    except (NotImplementedError, ArithmeticError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"no noise levels can be made of {of}: {str(error)[:200]}") from error
+    alpha_bar = scheduler.alphas_cumprod
+    if len(alpha_bar) != trained or not ((alpha_bar >= 0) & (alpha_bar <= 1)).all() or (alpha_bar.diff() > 0).any():
+        raise ValueError(f"the betas of {of} are no noise that grows over {trained} timesteps: is the file whole?")
+    return scheduler

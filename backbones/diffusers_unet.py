@@ -59,7 +59,7 @@ class DiffusersUNet:
         cells = rows * frames * size[0] * size[1] * (GRADIENT_WORTH if grad else 1)
         return cells * parts.ACTIVATION_BYTES * self.network.dtype.itemsize
 
-    def free(self) -> int:
+    def free(self) -> int | None:
         return self.memory.free()
 
     def schedule(self, steps: int) -> Schedule:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -11,15 +11,40 @@ import torch
 
 from ..engine.ports import Backbone
 from .codec import FrameCodec
+from .diffusers_parts import make_schedule
 from .diffusers_unet import DiffusersUNet
 from .memory import Memory, PlainMemory
+from .model_folder import (
+    Weights,
+    find_weights,
+    name_of,
+    read_config,
+    read_json,
+    require_readable,
+    require_size,
+    sizes_in,
+)
 from .text import ClipText
 from .unet2d import UNet2D
 from .unet3d import UNet3D
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-PARTS = ("unet", "vae", "text_encoder", "tokenizer")
+# A folder names classes, and these alone are ever made of it.
+PARTS = {
+    "unet": ("diffusers", ("UNet2DConditionModel", "UNet3DConditionModel")),
+    "vae": ("diffusers", ("AutoencoderKL",)),
+    "text_encoder": ("transformers", ("CLIPTextModel",)),
+    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+}
+# Networks that are told more than the noise level and a text, by what their config says.
+TOLD_MORE = {
+    "addition_embed_type": "it is an SDXL-like model",
+    "time_cond_proj_dim": "it is distilled (LCM) and told the guidance scale by an embedding of its own",
+    "class_embed_type": "it is told a class, as upscalers and unCLIP models are",
+    "num_class_embeds": "it is told a class, as upscalers are",
+}
+LONGEST = 500  # characters of a library's own message
 
 
 @torch.inference_mode(False)
@@ -40,22 +65,28 @@ def load_backbone(
         check: cancel point between batches of frames.
 
     Raises:
-        ValueError: no such folder, a model class that is not supported, or a weights file that is missing, truncated
-            or holds more than tensors.
+        ValueError: no such folder, a class of model that is not supported, parts that do not fit, or a file that is
+            missing, truncated, a pickle that holds more than tensors, or names something outside the folder.
     """
     folder = Path(folder)
     if dtype not in DTYPES:
         raise ValueError(f"no dtype '{dtype}': want one of {', '.join(DTYPES)}")
     classes = _read_index(folder)
-    family = classes.get("unet", classes.get("transformer"))
+    family = classes.get("unet", classes.get("transformer", (None, None)))[1]
     if family not in _FAMILIES:
         raise ValueError(
             f"'{folder.name}' holds a {family}, which is not supported yet: want one of {', '.join(_FAMILIES)}"
         )
     if missing := [part for part in PARTS if part not in classes or not (folder / part).is_dir()]:
         raise ValueError(f"'{folder.name}' has no {' and no '.join(missing)}: is the download complete?")
+    for part, (library, allowed) in PARTS.items():
+        if (named := classes[part])[0] != library or named[1] not in allowed:
+            raise ValueError(
+                f"'{folder.name}' names {'.'.join(map(str, named))} as its {part}, which is not supported: want "
+                f"{' or '.join(f'{library}.{kind}' for kind in allowed)}"
+            )
     for part in ("unet", "vae", "text_encoder"):
-        require_readable_weights(folder / part)
+        require_readable_weights(folder / part, PARTS[part][0])
     memory = memory or PlainMemory()
     kind = memory.default_dtype() if dtype == "auto" else getattr(torch, dtype)
     return _load_unet(_FAMILIES[family], folder, name or folder.name, classes, kind, memory, check)
@@ -69,17 +100,19 @@ def _load_unet(
 
     # diffusers takes less memory with accelerate; without it, it must be told not to ask for it.
     frugal = {"low_cpu_mem_usage": diffusers.utils.is_accelerate_available()}
-    network = frozen_module(diffusers, classes["unet"], folder / "unet", torch_dtype=dtype, **frugal)
-    vae = frozen_module(diffusers, classes["vae"], folder / "vae", torch_dtype=torch.float32, **frugal)
+    network = frozen_module(diffusers, classes["unet"][1], folder / "unet", torch_dtype=dtype, **frugal)
+    vae = frozen_module(diffusers, classes["vae"][1], folder / "vae", torch_dtype=torch.float32, **frugal)
     _require_known(network, vae, folder.name)
-    encoder = frozen_module(transformers, classes["text_encoder"], folder / "text_encoder")
-    tokenizer = loaded(folder / "tokenizer", transformers, classes["tokenizer"])
+    encoder = frozen_module(transformers, classes["text_encoder"][1], folder / "text_encoder")
+    tokenizer = loaded(folder / "tokenizer", transformers, classes["tokenizer"][1])
+    _fit_text(network, encoder, tokenizer, folder.name)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "it states the noise levels")
+    make_schedule(scheduler, 1)  # refused now rather than at the first edit
     codec = FrameCodec(name, vae, memory, check, family.fewest_frames)
-    more = {"scaling_factor": vae.config.scaling_factor} if family is UNet2D else {}
-    denoiser = family(name, network, codec.layout, scheduler, memory, **more)
     # Only now: the fingerprint is of its weights as they are in the file.
     torch.nn.Module.to(vae, _vae_dtype(vae, dtype, memory))
+    more = {"scaling_factor": vae.config.scaling_factor} if family is UNet2D else {}
+    denoiser = family(name, network, codec.layout, scheduler, memory, **more)
     return Backbone(name, denoiser, codec, ClipText(encoder.to(dtype=dtype), tokenizer, memory))
 
 
@@ -98,92 +131,86 @@ _FAMILIES = {"UNet2DConditionModel": UNet2D, "UNet3DConditionModel": UNet3D}
 
 def _require_known(network, vae, name: str) -> None:
     """Refuses relatives of Stable Diffusion whose networks want inputs that are not given."""
-    takes, latent = network.config.in_channels, vae.config.latent_channels
-    if getattr(network.config, "addition_embed_type", None) is not None:
-        raise ValueError(f"'{name}' is an SDXL-like model, which is not supported: use Stable Diffusion 1.x or 2.x")
+    for key, what in TOLD_MORE.items():
+        if getattr(network.config, key, None) is not None:
+            raise ValueError(f"the network of '{name}' is not supported, as {what}: use Stable Diffusion 1.x or 2.x")
+    if "image" in (getattr(network.config, "encoder_hid_dim_type", None) or ""):
+        raise ValueError(f"the network of '{name}' is not supported, as it is told a picture in place of a text")
+    takes, gives, latent = network.config.in_channels, network.config.out_channels, vae.config.latent_channels
     if takes not in (latent, 2 * latent):
         raise ValueError(
             f"the network of '{name}' takes {takes} channels and the latents have {latent}: inpainting and depth "
             "models are not supported, use a text-to-image, a text-to-video or an InstructPix2Pix model"
         )
+    if gives != latent or (vae.config.in_channels, vae.config.out_channels) != (3, 3):
+        raise ValueError(
+            f"the parts of '{name}' do not fit: the network gives {gives} channels, the latents have {latent}, and the "
+            f"VAE turns {vae.config.in_channels} colors into {vae.config.out_channels}"
+        )
+
+
+def _fit_text(network, encoder, tokenizer, name: str) -> None:
+    """Lets the tokenizer give no more tokens than the encoder reads; refuses texts that the network cannot take."""
+    reads, gives, wants = encoder.config.vocab_size, encoder.config.hidden_size, network.config.cross_attention_dim
+    if len(tokenizer) > reads:
+        raise ValueError(
+            f"the tokenizer of '{name}' knows {len(tokenizer)} tokens and its text encoder {reads}: is one of them of "
+            "another model?"
+        )
+    if wants != gives:
+        raise ValueError(f"the network of '{name}' takes texts {wants} wide and its text encoder gives {gives}")
+    tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
 
 def frozen_module(library, kind: str, folder: Path, **options):
-    """A network with frozen weights, every one of them from its files."""
-    module, report = loaded(folder, library, kind, variant=_variant(folder), output_loading_info=True, **options)
+    """A network with frozen weights, every one of them from its files, which are looked into before it is made."""
+    config, weights = read_config(folder), find_weights(folder, library.__name__)
+    with _in_plain_words(folder):
+        _require_size(getattr(library, kind), folder, config, weights)
+    chosen = {"variant": weights.variant, "use_safetensors": weights.safe, "output_loading_info": True, **options}
+    module, report = loaded(folder, library, kind, **chosen)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
-            f"the weights in '{_name(folder)}' lack {len(missing)} of the tensors of a {kind}, {missing[0]} among "
+            f"the weights in '{name_of(folder)}' lack {len(missing)} of the tensors of a {kind}, {missing[0]} among "
             "them: is it the file of another model?"
         )
     return module.eval().requires_grad_(False)
 
 
+def _require_size(kind: type, folder: Path, config: dict, weights: Weights) -> None:
+    def build():
+        if hasattr(kind, "from_config"):  # diffusers
+            return kind.from_config(config)
+        return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+
+    require_size(folder, config, sizes_in(weights), build)
+
+
 def loaded(folder: Path, library, kind: str, **options):
-    """What a library's class makes of a folder; what goes wrong is said in plain words."""
+    """What a library's class makes of a folder, without looking elsewhere; what goes wrong is said in plain words."""
+    require_readable(folder)
+    with _in_plain_words(folder):
+        return getattr(library, kind).from_pretrained(folder, local_files_only=True, **options)
+
+
+@contextmanager
+def _in_plain_words(folder: Path) -> Iterator[None]:
     try:
-        return getattr(library, kind).from_pretrained(folder, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise  # ComfyUI frees memory and advises on this type alone
-        raise ValueError(f"cannot load '{_name(folder)}': {error}") from error
+        yield
+    except torch.OutOfMemoryError:
+        raise  # ComfyUI frees memory and advises on this type alone
+    except Exception as error:  # libraries raise whatever there is, and tokenizers bare exceptions
+        told = str(error)
+        told = told if len(told) <= LONGEST else f"{told[:LONGEST]} ..."
+        raise ValueError(told if name_of(folder) in told else f"cannot load '{name_of(folder)}': {told}") from error
 
 
-def _name(folder: Path) -> str:
-    return f"{folder.parent.name}/{folder.name}"
-
-
-def _variant(folder: Path) -> str | None:
-    """ "fp16" where a folder ships nothing else."""
-    names = [p.name for p in _weight_files(folder)]
-    return "fp16" if names and all(".fp16" in n for n in names) else None
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    safe = sorted(folder.glob("*.safetensors"))
-    return safe or sorted(folder.glob("*.bin"))
-
-
-def require_readable_weights(folder: Path) -> None:
+def require_readable_weights(folder: Path, library: str = "transformers") -> None:
     """Looks into every weights file before any is loaded, so that a bad one is named in plain words."""
-    from safetensors import SafetensorError, safe_open
-
-    where = _name(folder)
-    files = _weight_files(folder)
-    if not files:
-        raise ValueError(f"no weights in '{where}': want *.safetensors there, is the download complete?")
-    for file in files:
-        try:
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as opened:
-                    opened.keys()
-            else:
-                torch.load(file, map_location="meta", weights_only=True, mmap=True)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"'{where}/{file.name}' is not a whole safetensors file ({error}): download it again"
-            ) from error
-        except Exception as error:
-            raise ValueError(
-                f"'{where}/{file.name}' is truncated, or a pickle that holds more than tensors, and was not loaded: "
-                "use a safetensors version of this model"
-            ) from error
+    sizes_in(find_weights(folder, library))
 
 
-def _read_index(folder: Path) -> dict[str, str]:
-    """The class of each part that `model_index.json` names."""
-    path = folder / "model_index.json"
-    entries = read_json(path, "a diffusers model folder has one")
-    if not isinstance(entries, dict):
-        raise ValueError(f"'{path}' is not the index of a diffusers model")
-    return {part: entry[1] for part, entry in entries.items() if isinstance(entry, list) and len(entry) == 2}
-
-
-def read_json(path: Path, why: str) -> dict:
-    """The content of a file; `why` it is needed is told if it is missing."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"no {path.name} in '{path.parent}': {why}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"cannot read '{path}': {error}") from error
+def _read_index(folder: Path) -> dict[str, tuple[str, str]]:
+    """The library and the class of each part that `model_index.json` names."""
+    entries = read_json(folder / "model_index.json", "a diffusers model folder has one")
+    return {part: tuple(entry) for part, entry in entries.items() if isinstance(entry, list) and len(entry) == 2}

@@ -139,8 +139,9 @@ def _with_layers(backbone: Backbone, rank: int, seed: int = 0) -> Backbone:
     if any("lora_" in name for name, _ in backbone.denoiser.network.named_parameters()):
         raise ValueError(f"'{backbone.name}' has an adapter already: start from the model it was made from")
     # Other parameters around the same numbers: when one network is moved, the other stays where it is.
-    weights = backbone.denoiser.network.parameters()
-    same = {id(p): nn.Parameter(ordinary(p.detach()), requires_grad=False) for p in weights}
+    same = {
+        id(p): nn.Parameter(ordinary(p.detach()), requires_grad=False) for p in backbone.denoiser.network.parameters()
+    }
     denoiser = copy(backbone.denoiser)
     denoiser.network = deepcopy(denoiser.network, same)
     with torch.device("meta"):  # peft would draw from everybody's random numbers, and take the network's dtype

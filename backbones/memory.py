@@ -21,12 +21,13 @@ class Memory(Protocol):
         """Whether the device computes in bfloat16, and not only stores it."""
         ...
 
-    def free(self) -> int:
-        """Bytes on the device that a computation may take now. Ask where the modules it needs are resident."""
-        ...
-
     def resident(self, module: nn.Module, activations: int = 0) -> contextmanager:
         """While it lasts, the module is on the device, with room for so many bytes beside it."""
+        ...
+
+    def free(self) -> int | None:
+        """Bytes that may be taken on the device now, by those whose modules are resident; None where nothing is known
+        to limit it."""
         ...
 
     def branch(self, own: nn.Module) -> Memory:
@@ -48,20 +49,18 @@ class PlainMemory:
             return False
         return torch.version.hip is not None or torch.cuda.get_device_capability(self.device)[0] >= 8
 
-    def free(self) -> int:
-        if self.device.type == "cuda":
-            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-            return torch.cuda.mem_get_info(self.device)[0] + unused
-        import psutil
-
-        return psutil.virtual_memory().available
-
     @contextmanager
     def resident(self, module: nn.Module, activations: int = 0) -> Iterator[None]:
         with torch.inference_mode(False), torch.no_grad():
             module.to(self.device)
             make_ordinary(module)
         yield
+
+    def free(self) -> int | None:
+        if self.device.type != "cuda":
+            return None
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)  # by torch, for later
+        return torch.cuda.mem_get_info(self.device)[0] + kept
 
     def branch(self, own: nn.Module) -> Memory:
         return self  # it keeps nothing
@@ -87,9 +86,6 @@ class ComfyMemory:
     def has_bfloat16(self) -> bool:
         return self.device.type != "cpu" and self.management.should_use_bf16(self.device)
 
-    def free(self) -> int:
-        return int(self.management.get_free_memory(self.device))
-
     @contextmanager
     def resident(self, module: nn.Module, activations: int = 0) -> Iterator[None]:
         patcher = self._patchers.get(id(module))
@@ -99,6 +95,9 @@ class ComfyMemory:
         self.management.load_models_gpu([patcher], memory_required=activations, force_full_load=True)
         make_ordinary(module)
         yield
+
+    def free(self) -> int | None:
+        return int(self.management.get_free_memory(self.device)) if self.device.type != "cpu" else None
 
     def branch(self, own: nn.Module) -> Memory:
         return _Branch(self, own)
@@ -116,7 +115,7 @@ class _Branch:
     def has_bfloat16(self) -> bool:
         return self.trunk.has_bfloat16()
 
-    def free(self) -> int:
+    def free(self) -> int | None:
         return self.trunk.free()
 
     def resident(self, module: nn.Module, activations: int = 0) -> contextmanager:

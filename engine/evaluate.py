@@ -50,10 +50,8 @@ class Chunks:
 
     def fit(self, denoiser: Denoiser, rows: int, size: tuple[int, int]) -> None:
         """No more frames at a time than free memory holds, by the model's own reckoning."""
-        if not self.may_shrink:
-            return
-        free = denoiser.free()
-        while self.size > 1 and denoiser.bytes(rows, self.size, size) > free:
+        free = denoiser.free() if self.may_shrink else None
+        while free is not None and self.size > 1 and denoiser.bytes(rows, self.size, size) > free:
             self.size = -(-self.size // 2)
 
     def halve(self, frames: int, error: torch.OutOfMemoryError) -> None:

@@ -45,8 +45,8 @@ class Denoiser(Model, Protocol):
         """
         ...
 
-    def free(self) -> int:
-        """Bytes that an evaluation may still take where the network is."""
+    def free(self) -> int | None:
+        """Bytes that an evaluation may still take where the network is; None where nothing is known to limit it."""
         ...
 
 

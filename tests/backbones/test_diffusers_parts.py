@@ -202,12 +202,13 @@ def test_frames_at_once_are_as_many_as_there_is_memory_for(image, way, monkeypat
     each, resident = reckoned(image.codec.vae, way, clip), image.codec.memory.resident
     monkeypatch.setattr(image.codec.vae, way, watched(getattr(image.codec.vae, way), seen))
     monkeypatch.setattr(image.codec.memory, "resident", lambda m, n=0: asked.append((m, n)) or resident(m, n))
-    for free, sizes in {100: [8, 3], 3.9: [3, 3, 3, 2], 1.1: [1] * 11, 0: [1] * 11}.items():
+    monkeypatch.setattr(parts, "UNKNOWN", 2 * each)
+    for free, sizes in {100: [8, 3], 3.9: [3, 3, 3, 2], 1.1: [1] * 11, 0: [1] * 11, None: [2] * 5 + [1]}.items():
         seen.clear()
-        monkeypatch.setattr(image.codec.memory, "free", lambda free=free: int(free * each))
+        monkeypatch.setattr(image.codec.memory, "free", lambda free=free: None if free is None else int(free * each))
         assert_close(getattr(image.codec, way)(clip), want)
         assert seen == sizes
-    assert asked == [(image.codec.vae, each)] * 4
+    assert asked == [(image.codec.vae, each)] * 5
 
 
 def watched(function, seen, most=100):

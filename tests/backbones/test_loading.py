@@ -35,7 +35,7 @@ def load(folder, **options):
 def output(backbone):
     prompt = backbone.text.embed("a red square")
     with torch.no_grad():
-        return backbone.denoiser.predict(Evaluation(make_latents()[None], 321.0, (prompt,), (POSITIVE,)))
+        return backbone.denoiser.predict(Evaluation(make_latents()[None], 321, (prompt,), (POSITIVE,)))
 
 
 def weights(folder, part):
@@ -59,15 +59,15 @@ def test_a_folder_loads_as_it_was_saved(tiny_folder, tiny):
         assert not any(p.requires_grad for p in module.parameters())
 
 
-def fingerprints(backbone):
-    return [part.fingerprint for part in (backbone.denoiser, backbone.codec, backbone.text)]
+def marks(backbone):
+    """Of the network, the VAE and the text encoder."""
+    return backbone.denoiser.fingerprint, backbone.codec.fingerprint, backbone.text.fingerprint
 
 
-def test_fingerprints_are_kept_on_reload_and_each_is_lost_with_a_single_weight_of_its_own(folder, tiny):
-    before = fingerprints(load(folder))
-    assert before == fingerprints(tiny)
-    assert len(set(before)) == 3
-    for place, (part, name) in enumerate(
+def test_each_part_keeps_its_fingerprint_on_reload_and_loses_it_with_a_single_weight(folder, tiny):
+    now = list(marks(tiny))
+    assert list(marks(load(folder))) == now
+    for i, (part, name) in enumerate(
         [
             ("unet", "mid_block.attentions.0.proj_in.weight"),
             ("vae", "decoder.conv_out.bias"),
@@ -79,9 +79,10 @@ def test_fingerprints_are_kept_on_reload_and_each_is_lost_with_a_single_weight_o
             tensors[next(k for k in tensors if k.endswith(name))].view(-1)[-2] += 1e-3
 
         change(weights(folder, part), nudge)
-        after = fingerprints(load(folder))
-        assert [a != b for a, b in zip(after, before)] == [i == place for i in range(3)]
-        before = after
+        got = list(marks(load(folder)))
+        assert got[i] != now[i]
+        assert got[:i] + got[i + 1 :] == now[:i] + now[i + 1 :]
+        now = got
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -125,13 +126,13 @@ def test_the_vae_takes_the_half_precision_it_bears(folder, tiny, dtype, bfloat16
     backbone = load_backbone(folder, dtype=dtype, memory=Somewhere(bfloat16))
     assert {p.dtype for p in backbone.codec.vae.parameters()} == {want}
     if dtype == "float32":
-        assert fingerprints(backbone) == fingerprints(tiny)
+        assert marks(backbone) == marks(tiny)
 
 
 def test_the_precision_of_the_vae_makes_no_other_model(folder):
     kinds = [load_backbone(folder, dtype="float16", memory=Somewhere(has)) for has in (True, False)]
     assert kinds[0].codec.vae.dtype != kinds[1].codec.vae.dtype
-    assert fingerprints(kinds[0]) == fingerprints(kinds[1]) == fingerprints(load(folder, dtype="float16"))
+    assert marks(kinds[0]) == marks(kinds[1]) == marks(load(folder, dtype="float16"))
 
 
 def test_auto_asks_who_manages_memory(tiny_folder):
@@ -158,7 +159,7 @@ def test_a_folder_with_fp16_files_only(folder, tiny):
 def test_fp16_files_beside_whole_ones_are_passed_over(folder, tiny):
     zeros = {k: torch.zeros_like(v).half() for k, v in load_file(weights(folder, "unet")).items()}
     save_file(zeros, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors", metadata={"format": "pt"})
-    assert load(folder).denoiser.fingerprint == tiny.denoiser.fingerprint
+    assert marks(load(folder)) == marks(tiny)
 
 
 def test_bin_files_that_hold_nothing_but_tensors(folder, tiny):
@@ -166,7 +167,7 @@ def test_bin_files_that_hold_nothing_but_tensors(folder, tiny):
         torch.save(load_file(weights(folder, part)), folder / part / PYTORCH[part])
         weights(folder, part).unlink()
     backbone = load(folder)
-    assert backbone.denoiser.fingerprint == tiny.denoiser.fingerprint
+    assert marks(backbone) == marks(tiny)
     assert_close(output(backbone), output(tiny))
 
 
@@ -201,7 +202,7 @@ def test_a_pickle_that_holds_code_is_not_run(folder, tmp_path, part, form):
 def test_code_beside_safetensors_is_not_run_either(folder, tmp_path, tiny):
     for part in WEIGHTS:
         (folder / part / PYTORCH[part]).write_bytes(pickle.dumps(Code(tmp_path / "ran")))
-    assert load(folder).denoiser.fingerprint == tiny.denoiser.fingerprint
+    assert marks(load(folder)) == marks(tiny)
     assert not (tmp_path / "ran").exists()
 
 
@@ -235,7 +236,7 @@ def test_a_safetensors_file_that_is_a_pickle_is_not_run(folder, tmp_path):
 @pytest.mark.parametrize("part", WEIGHTS)
 def test_missing_weights_are_named(folder, part):
     weights(folder, part).unlink()
-    with pytest.raises(ValueError, match=rf"no weights in 'copy/{part}': want \*\.safetensors there"):
+    with pytest.raises(ValueError, match=rf"no weights in 'copy/{part}': want \w+\.safetensors there .*found none"):
         load(folder)
 
 
@@ -266,7 +267,7 @@ def test_a_missing_part_is_named(folder, part):
     [
         ("model_index.json", "no model_index.json in '.*copy': a diffusers model folder has one"),
         ("scheduler/scheduler_config.json", "no scheduler_config.json in '.*scheduler': it states the noise levels"),
-        ("unet/config.json", "cannot load 'copy/unet': .*config.json"),
+        ("unet/config.json", "no config.json in '.*copy/unet': it says how the model is built"),
         ("tokenizer/vocab.json", "cannot load 'copy/tokenizer'"),
     ],
 )
@@ -287,7 +288,7 @@ def test_no_folder_at_all(tmp_path):
     ("content", "match"),
     [
         ("{not json", "cannot read '.*model_index.json': "),
-        ("[1, 2]", "'.*model_index.json' is not the index of a diffusers model"),
+        ("[1, 2]", "'.*model_index.json' is not the config of a model: want a JSON object, got a list"),
         ("{}", "'copy' holds a None, which is not supported yet: want one of UNet2DConditionModel, UNet3D"),
         ('{"unet": [null, null]}', "'copy' holds a None, which is not supported yet"),
         ('{"unet": ["diffusers", "UNet1DModel"]}', "'copy' holds a UNet1DModel, which is not supported yet: want one"),
@@ -297,14 +298,6 @@ def test_no_folder_at_all(tmp_path):
 def test_an_index_of_something_else_is_refused(folder, content, match):
     (folder / "model_index.json").write_text(content)
     with pytest.raises(ValueError, match=match):
-        load(folder)
-
-
-def test_a_class_that_does_not_exist_is_named(folder):
-    index = json.loads((folder / "model_index.json").read_text())
-    index["vae"] = ["diffusers", "AutoencoderNone"]
-    (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"cannot load 'copy/vae': .*AutoencoderNone"):
         load(folder)
 
 
@@ -332,7 +325,7 @@ def test_the_noise_levels_are_those_the_folder_states(folder):
     backbone = load(folder)
     schedule = backbone.denoiser.schedule(4)
     assert schedule.prediction == "v_prediction"
-    assert schedule.timesteps == (249.0, 499.0, 749.0, 999.0)
+    assert schedule.timesteps == (249, 499, 749, 999)
     assert schedule.signal[-1] == 0
     trajectory = invert(backbone, make_latents(frames=5, size=(4, 7)), backbone.text.embed("a red square"), steps=4)
     assert trajectory.latents.isfinite().all()

@@ -60,10 +60,8 @@ def test_what_an_adapted_model_has_to_itself_goes_with_it_and_the_rest_stays_whe
     assert PlainMemory("cpu").branch(shared).device.type == "cpu"
 
 
-def test_free_memory_is_what_the_machine_has_left():
-    import psutil
-
-    assert 0 < PlainMemory("cpu").free() <= psutil.virtual_memory().total
+def test_nothing_is_known_to_limit_main_memory():
+    assert PlainMemory("cpu").free() is None
     assert not PlainMemory("cpu").has_bfloat16()
 
 

@@ -134,9 +134,48 @@ def test_too_few_and_too_many_steps_are_refused(steps):
         make_schedule(SCHEDULER, steps)
 
 
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_as_many_steps_as_the_model_was_trained_with(offset):
+    """diffusers' offset would go over the last timestep."""
+    schedule = make_schedule({**SCHEDULER, "steps_offset": offset}, 1000)
+    assert schedule.timesteps == tuple(range(1000))
+
+
+def test_betas_that_only_ddpm_knows_are_those_of_ddpm():
+    from diffusers import DDPMScheduler
+
+    config = {**SCHEDULER, "beta_schedule": "sigmoid"}
+    schedule = make_schedule(config, 50)
+    want = DDPMScheduler.from_config(config).alphas_cumprod.double()[list(map(int, schedule.timesteps))].sqrt()
+    assert schedule.signal[1:] == pytest.approx(want.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"beta_end": None}, "no noise levels can be made"),
+        ({"beta_schedule": "nonsense"}, "no noise levels can be made of the scheduler of this model"),
+        ({"beta_start": 0.5, "beta_end": "x"}, "no noise levels can be made"),
+        ({"beta_start": -0.1, "beta_schedule": "linear"}, "no noise that grows"),
+        ({"beta_start": 2.0, "beta_end": 3.0}, "no noise that grows|no noise levels"),
+        ({"trained_betas": [0.1, 0.2]}, "no noise that grows over 1000 timesteps"),
+        ({"num_train_timesteps": 10**12}, "want a number in 1"),
+        ({"num_train_timesteps": "many"}, "states many training timesteps"),
+    ],
+)
+def test_betas_that_are_none_are_refused(changes, match):
+    with pytest.raises(ValueError, match=match):
+        make_schedule({**SCHEDULER, **changes}, 10)
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", None])
+def test_schedulers_without_betas_are_not_taken_for_ddim(name):
+    config = {"_class_name": name, "num_train_timesteps": 1000, "shift": 3.0, "prediction_type": "epsilon"}
+    with pytest.raises(ValueError, match=f"the scheduler of this model .{name}. states no betas"):
+        make_schedule(config, 10)
+
+
 def test_repeated_timesteps_are_refused():
-    with pytest.raises(ValueError, match=r"must rise without repeats, .*: use fewer steps"):
-        make_schedule(SCHEDULER, 1000)  # the offset of 1 would go over the last timestep
     with pytest.raises(ValueError, match=r"must rise without repeats, got \(1.0, 1.0\)"):
         Schedule.from_alpha_bar([1, 1], [1, 0.9, 0.8], "epsilon")
 

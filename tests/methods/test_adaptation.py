@@ -181,9 +181,8 @@ def test_a_network_in_half_precision_learns_as_one_in_float32(tiny_instruct, tin
         instruction = backbone.text.embed("make it blue")
         adapted, adapter, losses = adapt(backbone, partial(training, instruction=instruction), rank=2)
         assert all(math.isfinite(loss) for loss in losses)
-        network = adapted.denoiser.network
-        assert network.dtype == backbone.denoiser.network.dtype
-        assert {p.dtype for n, p in network.named_parameters() if "lora_" in n} == {torch.float32}
+        assert adapted.denoiser.network.dtype == backbone.denoiser.network.dtype
+        assert {p.dtype for n, p in adapted.denoiser.network.named_parameters() if "lora_" in n} == {torch.float32}
         learned.append(torch.cat([w.flatten() for n, w in sorted(adapter.weights.items()) if "lora_B" in n]))
     want, got = learned
     assert torch.nn.functional.cosine_similarity(got, want, dim=0) > 0.8  # AdamW's steps have the size of the rate
