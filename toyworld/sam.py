@@ -3,25 +3,28 @@
 Trained as in the paper (Kirillov et al. 2023, section 3 and appendix A): clicks and boxes with noise, then a click
 where the first answer was wrong together with that answer; focal and dice loss 20 to 1, the best of three candidates
 for a lone click, and the square error of the predicted IoU. Half of the boxes are those of a neighbouring frame of the
-clip: a tracker that goes from frame to frame has no better.
+clip: a tracker that goes from frame to frame has no better. Most pictures show two sprites, of which one is asked for,
+and some clicks are on the background and ask for it: so a click has to be looked at.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import world
+from . import scenes, world
 from .training import Recipe, train
 
 BATCH = 16
 NOT_A_POINT = -1
 FOCAL, DICE, SCORE = 20.0, 1.0, 1.0  # weights of the losses, from the paper
 PIXELS = 255.0  # SAM reads pixels in 0..255
+COUNTS = (1, 2, 2)  # sprites of a picture: two of three show both
+LEAST = 40  # pixels; a sprite of which less is seen is not asked for
+ON_BACKGROUND = 0.15  # share of the clicks
 
 
 def make_sam():
@@ -57,12 +60,14 @@ def train_sam(recipe: Recipe, runs: Path, out: Path) -> None:
     sam = make_sam()
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        video, sprites, stale = draw_pairs(BATCH, generator)
+        video, sprites, stale, ground = draw_pairs(BATCH, generator)
         images = sam.image_encoder(sam.preprocess(video * PIXELS))
         half = len(video) // 2  # clicks on the one, boxes on the other
-        clicked, boxed = ask_click(sprites[:half], generator), ask_box(sprites[half:], stale[half:], generator)
+        on_ground = torch.rand(half, 1, 1, generator=generator) < ON_BACKGROUND
+        things = torch.where(on_ground, ground[:half], sprites[:half])
+        clicked, boxed = ask_click(things, generator), ask_box(sprites[half:], stale[half:], generator)
         losses = [
-            ask_twice(sam, images[:half], clicked, sprites[:half], generator),
+            ask_twice(sam, images[:half], clicked, things, generator),
             ask_twice(sam, images[half:], boxed, sprites[half:], generator),
         ]
         return {name: (losses[0][name] + losses[1][name]) / 2 for name in losses[0]}
@@ -73,30 +78,34 @@ def train_sam(recipe: Recipe, runs: Path, out: Path) -> None:
     save_file(weights, out / "sam" / "sam.safetensors", metadata={"format": "pt"})
 
 
-def draw_pairs(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(pictures [n, 3, H, W], their sprites [n, H, W] bool, the sprites in a neighbouring frame [n, H, W] bool)."""
-    clips = world.draw(n, generator)
-    rows = torch.arange(len(clips))
+def draw_pairs(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(pictures [n, 3, H, W], what is seen of one of their sprites, the same in a neighbouring frame, the background:
+    bool [n, H, W])."""
+    drawn = scenes.draw(n, generator, COUNTS)
+    rows = torch.arange(len(drawn))
     at = torch.randint(1, world.FRAMES - 1, rows.shape, generator=generator)
     neighbour = at + torch.randint(2, rows.shape, generator=generator) * 2 - 1
-    centers = torch.stack([clips.center[rows, at], clips.center[rows, neighbour]], 1)
-    video, alpha = world.render(replace(clips, center=centers))
-    return video[:, 0], alpha[:, 0] > 0.5, alpha[:, 1] > 0.5
+    video, masks = scenes.render(drawn.at(torch.stack([at, neighbour], 1)))
+    seen = masks > 0.5  # [n, sprites, 2 frames, H, W]
+    area = seen.sum((3, 4)).amin(2)
+    which = torch.randint(scenes.MOST, rows.shape, generator=generator)
+    which = torch.where(area[rows, which] >= LEAST, which, area.argmax(1))
+    return video[:, 0], seen[rows, which, 0], seen[rows, which, 1], masks[:, :, 0].sum(1) < 0.5
 
 
 # ---- questions: (points [n, k, 2] as (x, y) of pixel centers, labels [n, k], boxes [n, 4] or None) -------------------
 
 
-def ask_click(sprites: Tensor, generator: torch.Generator):
-    """A click on the sprite and, in a third of them, one beside it."""
-    on, off = pick(sprites, generator), pick(~sprites, generator)
-    second = torch.where(torch.rand(len(sprites), generator=generator) < 1 / 3, 0, NOT_A_POINT)
+def ask_click(things: Tensor, generator: torch.Generator):
+    """A click on the thing and, in a third of them, one beside it."""
+    on, off = pick(things, generator), pick(~things, generator)
+    second = torch.where(torch.rand(len(things), generator=generator) < 1 / 3, 0, NOT_A_POINT)
     labels = torch.stack([torch.ones_like(second), second], 1)
     return torch.stack([on, off], 1), labels, None
 
 
 def ask_box(sprites: Tensor, stale: Tensor, generator: torch.Generator):
-    """A box with noise; half of them are those of a neighbouring frame, grown, with a click on its middle."""
+    """A box with noise; half of them are those of a neighbouring frame, grown, with a click well inside it there."""
     n = len(sprites)
     tracked = torch.rand(n, generator=generator) < 0.5
     shape = torch.where(tracked[:, None, None], stale, sprites)
@@ -104,9 +113,8 @@ def ask_box(sprites: Tensor, stale: Tensor, generator: torch.Generator):
     size = (box[:, 2:] - box[:, :2]).repeat(1, 2)
     noise = (0.1 * torch.randn(n, 4, generator=generator)).clamp(-0.3, 0.3)
     grown = torch.tensor([-1.0, -1, 1, 1]) * 0.2 * torch.rand(n, 1, generator=generator) * tracked[:, None]
-    middle = (box[:, :2] + box[:, 2:]) / 2
     labels = torch.where(tracked, 1, NOT_A_POINT)[:, None]
-    return middle[:, None], labels, (box + size * (noise + grown)).clamp(0, world.SIZE - 1)
+    return inmost(shape)[:, None], labels, (box + size * (noise + grown)).clamp(0, world.SIZE - 1)
 
 
 def pick(where: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,6 +122,13 @@ def pick(where: Tensor, generator: torch.Generator) -> Tensor:
     weight = where.flatten(1).float() + 1e-9
     index = torch.multinomial(weight, 1, generator=generator)[:, 0]
     return torch.stack([index % where.shape[-1], index // where.shape[-1]], 1).float()
+
+
+def inmost(masks: Tensor) -> Tensor:
+    """[n, 2]: the (x, y) of the pixel of each mask [n, H, W] with the most of it around."""
+    around = F.avg_pool2d(masks[:, None].float(), 9, stride=1, padding=4)[:, 0]
+    index = torch.where(masks, around, -1.0).flatten(1).argmax(1)
+    return torch.stack([index % masks.shape[-1], index // masks.shape[-1]], 1).float()
 
 
 def box_of(masks: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ RECIPES = {
     "shapes": Recipe(steps=650, peak_rate=1.5e-3, warmup=30, ema=0.99, seed=6),
     "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
-    "sam": Recipe(steps=1200, peak_rate=1e-3, seed=1234),
+    "sam": Recipe(steps=2400, peak_rate=1e-3, seed=1234),
     "detector": Recipe(steps=2000, peak_rate=1.5e-3, seed=1234),
     "clip": Recipe(steps=3000, peak_rate=1.5e-3, seed=1234),
 }

@@ -126,12 +126,18 @@ def test_what_training_writes_loads(train, load, tmp_path, monkeypatch):
         assert torch.equal(parameter, shadow.half().float())
 
 
-def test_pairs_are_neighbours_of_one_clip():
-    video, sprites, stale = sam.draw_pairs(32, generator())
-    assert video.shape == (32, 3, world.SIZE, world.SIZE)
+def test_pairs_are_neighbours_of_one_sprite():
+    video, sprites, stale, ground = sam.draw_pairs(64, generator())
+    assert video.shape == (64, 3, world.SIZE, world.SIZE)
     moved = (_middle(sprites) - _middle(stale)).norm(dim=1)
-    assert 0 < moved.mean() < 12
-    assert (sprites.sum((1, 2)) / stale.sum((1, 2)) - 1).abs().max() < 0.2
+    assert 0 < moved.median() < 12
+    assert torch.stack([sprites, stale]).sum((2, 3)).min() >= sam.LEAST
+    assert not (sprites & ground).any()
+    both = (~(sprites | ground)).sum((1, 2)) > sam.LEAST  # a second sprite is there
+    assert both.float().mean() == pytest.approx(2 / 3, abs=0.15)
+    for picture, sprite in zip(video, sprites):
+        away = (picture[:, sprite].T[:, None] - world.COLOR_VALUES).abs().amax(2)  # [pixels, colors]
+        assert (away < 1e-6).any(0).sum() == 1, "a sprite has one color"
 
 
 def _middle(masks):
@@ -147,7 +153,7 @@ def test_boxes_are_tight():
 
 
 def test_clicks_are_where_they_should_be():
-    _, sprites, stale = sam.draw_pairs(64, generator())
+    _, sprites, stale, _ = sam.draw_pairs(64, generator())
     points, labels, boxes = sam.ask_click(sprites, generator())
     rows, (x, y) = torch.arange(64), points.long().movedim(-1, 0)
     assert boxes is None
@@ -159,6 +165,10 @@ def test_clicks_are_where_they_should_be():
     assert (boxes[:, :2] < boxes[:, 2:]).all()
     assert 0 <= boxes.min() <= boxes.max() <= world.SIZE - 1
     assert {*labels[:, 0].tolist()} == {1, -1}
+    tracked = labels[:, 0] == 1
+    x, y = points[:, 0].long().unbind(1)
+    assert stale[rows, y, x][tracked].all()
+    assert sprites[rows, y, x][tracked].float().mean() > 0.8  # the sprite has not gone far
 
 
 def test_losses_by_hand():
