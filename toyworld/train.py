@@ -43,7 +43,7 @@ RECIPES = {
     "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
     "sam": Recipe(steps=2400, peak_rate=1e-3, seed=1234),
-    "detector": Recipe(steps=2000, peak_rate=1.5e-3, seed=1234),
+    "detector": Recipe(steps=5000, peak_rate=1.5e-3, seed=1234),
     "clip": Recipe(steps=3000, peak_rate=1.5e-3, seed=1234),
 }
 MODELS = {

@@ -13,7 +13,7 @@ from weft.methods.mask.prompts import read_prompts
 from weft.methods.mask.segment import segment
 from weft.methods.mask.track import track
 from weft.tests.conftest import ROOT
-from weft.toyworld import detector, sam, world
+from weft.toyworld import detector, sam, scenes, world
 from weft.toyworld.training import Recipe
 
 WEIGHTS = ROOT / "toyworld" / "weights"
@@ -204,16 +204,41 @@ def test_overlaps_of_boxes():
     assert generalised.tolist() == pytest.approx([1, 1 / 3, -(around - 0.17) / around], abs=1e-5)
 
 
-def test_the_first_text_alone_is_right():
-    drawn, seen = world.draw(40, generator()), set()
-    g = generator()
-    for i, caption in enumerate(world.captions(drawn)):
-        texts = detector.texts_for(drawn[i : i + 1], g)
-        words = caption.split()
-        right = {words[1], words[2]}
-        assert len(set(texts)) == detector.TEXTS
-        named = {*texts[0].split()} & {*world.COLORS, *world.SHAPES}
-        assert named <= right
-        assert not any(({*t.split()} & {*world.COLORS, *world.SHAPES}) <= right for t in texts[1:])
-        seen.add(len(named))
+def test_texts_name_the_sprites_that_are_there_and_others_that_are_not():
+    g, seen = generator(), set()
+    for _ in range(12):
+        drawn, _, _ = detector.draw_scenes(20, g)
+        texts, right = detector.texts_for(drawn, g)
+        per_scene = len(texts) // 20
+        assert right.shape == (20, per_scene, 2)
+        for i in range(20):
+            asked = texts[i * per_scene : (i + 1) * per_scene]
+            assert len(set(asked)) == per_scene
+            for t, names in zip(asked, right[i]):
+                words = {*t.split()} & {*world.COLORS, *world.SHAPES}
+                for k in range(2):
+                    own = {*scenes.names(drawn, k)[i].split()[1:]}
+                    assert names[k] == (words <= own and drawn.shown[i, k])
+                seen.add(len(words))
+        assert torch.equal(right.any(1), drawn.shown)
     assert seen == {1, 2}
+
+
+def test_each_sprite_has_a_patch_of_its_own_and_the_texts_that_name_it():
+    sprites = torch.zeros(1, 2, world.SIZE, world.SIZE, dtype=torch.bool)
+    sprites[0, 0, 0:24, 0:24] = sprites[0, 1, 40:64, 32:64] = True
+    right = torch.tensor([[[True, False], [False, True], [False, False]]])
+    boxes = torch.full((1, 64, 4), 0.5)
+    boxes[0, 9], boxes[0, 46] = detector.boxes_of(sprites[0])
+    perfect = torch.full((1, 64, 3), -20.0)
+    perfect[0, 9, 0] = perfect[0, 46, 1] = 20
+    assert detector.losses_of(perfect, boxes, sprites, right)["loss"] < 1e-6
+    swapped = perfect.clone()
+    swapped[0, [9, 46]] = perfect[0, [46, 9]]
+    assert detector.losses_of(swapped, boxes, sprites, right)["loss"] > 1
+    gone = sprites.clone()
+    gone[:, 1] = False
+    assert detector.losses_of(perfect, boxes, gone, right)["loss"] > 1, "what is not there was found"
+    quiet = perfect.clone()
+    quiet[0, 46, 1] = -20
+    assert detector.losses_of(quiet, boxes, gone, right)["loss"] < 1e-6
