@@ -239,3 +239,21 @@ def _expect(scenes: Scenes, which: int, shown: bool) -> None:
     if wrong:
         state = "does not show" if shown else "already shows"
         raise ValueError(f"scene {wrong[0]} {state} sprite {which}: choose scenes by `shown`")
+
+
+# ---- the edits that are measured ------------------------------------------------------------------------------------
+
+EDITS = {  # name -> (sprites of the source, the edit)
+    "one of two": (2, lambda s, g: change(s, g, 0)),
+    "both": (2, lambda s, g: change(change(s, g, 0), g, 1)),
+    "remove": (2, lambda s, g: remove(s, 1)),
+    "add": (1, lambda s, g: add(s, 1)),
+    "background": (2, change_background),
+}
+
+
+def draw_edits(kind: str, n: int, generator: torch.Generator) -> tuple[Scenes, Scenes]:
+    """(n sources, their edits of one of the kinds in EDITS)."""
+    count, edit = EDITS[kind]
+    source = draw(n, generator, (count,))
+    return source, edit(source, generator)

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from weft.toyworld import scenes, text, world
+from weft.toyworld import scenes, sheets, text, world
 from weft.toyworld.dataset import CLIPS_SEED
 
 
@@ -203,3 +203,22 @@ def test_negatives_name_what_goes():
     assert scenes.negatives(before, scenes.change_background(before, g)) == grounds
     alone = scenes.remove(before, 0)
     assert scenes.negatives(alone, scenes.add(alone, 0)) == [""] * 20
+
+
+@pytest.mark.parametrize("kind", scenes.EDITS)
+def test_the_measured_edits_change_words_and_pixels(kind):
+    source, target = scenes.draw_edits(kind, 12, generator())
+    assert all(a != b for a, b in zip(scenes.captions(source), scenes.captions(target)))
+    assert all(scenes.negatives(source, target)) == (kind != "add")
+    changes = (scenes.render(source)[0] - scenes.render(target)[0]).abs().flatten(1).amax(1)
+    assert (changes > 0.25).all()
+    assert torch.equal(source.center, target.center)
+
+
+def test_the_sheets_are_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sheets, "FOLDER", tmp_path)
+    sheets.main()
+    assert {f.name for f in tmp_path.iterdir()} == {"scenes.png", "edits.png"}
+    rows, labels = sheets.scene_rows()
+    assert len(rows) == len(labels)
+    assert not rows[1].any(), "a mask where nothing is shown"
