@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import world
 from .world import Clips
+from .world import draw as draw_clips
 
 MOST = 2  # sprites
 TRIES = 12  # paths of the second sprite, of which the one that suits best is taken
@@ -95,8 +96,8 @@ def draw(
     """
     if not counts or not {*counts} <= {*range(MOST + 1)} or not kinds or not {*kinds} <= {*KINDS}:
         raise ValueError(f"want counts of 0 to {MOST} and kinds of {KINDS}, got {counts} and {kinds}")
-    first = world.draw(n, generator, frames)
-    tries = world.draw(n * TRIES, generator, frames)
+    first = draw_clips(n, generator, frames)
+    tries = draw_clips(n * TRIES, generator, frames)
     number = torch.tensor(counts)[torch.randint(len(counts), (n,), generator=generator)]
     kind = torch.tensor([k == "cross" for k in kinds])[torch.randint(len(kinds), (n,), generator=generator)]
     apart = (tries.center.unflatten(0, (n, TRIES)) - first.center[:, None]).norm(dim=-1)  # [n, TRIES, F]

@@ -5,6 +5,7 @@
     python -m weft.toyworld.train video      # UNet3DConditionModel, its spatial layers started from the image model
     python -m weft.toyworld.train words      # the video model on, with a text encoder of its own
     python -m weft.toyworld.train shapes     # and on, half of it with squares and circles, which it took for one thing
+    python -m weft.toyworld.train things     # and on, with scenes of none, one or two sprites
     python -m weft.toyworld.train detail     # the image model on: attention at 16x16, and the words it confused
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
     python -m weft.toyworld.train sam        # a small SAM, for masks by click; on its own
@@ -31,7 +32,7 @@ from .judge import train_judge
 from .sam import train_sam
 from .training import Recipe
 from .vae import train_vae
-from .video_model import train_shapes, train_video, train_words
+from .video_model import train_shapes, train_things, train_video, train_words
 
 HERE = Path(__file__).resolve().parent
 RECIPES = {
@@ -40,6 +41,7 @@ RECIPES = {
     "video": Recipe(steps=3000, peak_rate=1.5e-3, seed=3),
     "words": Recipe(steps=1000, peak_rate=1.2e-3, warmup=50, seed=5),
     "shapes": Recipe(steps=650, peak_rate=1.5e-3, warmup=30, ema=0.99, seed=6),
+    "things": Recipe(steps=1500, peak_rate=1e-3, warmup=50, ema=0.99, seed=8),
     "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
     "sam": Recipe(steps=2400, peak_rate=1e-3, seed=1234),
@@ -52,6 +54,7 @@ MODELS = {
     "video": train_video,
     "words": train_words,
     "shapes": train_shapes,
+    "things": train_things,
     "detail": train_detail,
     "instruct": train_instruct,
     "sam": train_sam,

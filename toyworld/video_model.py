@@ -1,4 +1,4 @@
-"""Trains the video model: the runs `video`, `words` and `shapes`, on whole clips."""
+"""Trains the video model: the runs `video`, `words`, `shapes` and `things`, on whole clips."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import text
-from .dataset import CLIPS, PREFIXES, squares_and_circles, training_set
+from .dataset import CLIPS, PREFIXES, scene_set, squares_and_circles, training_set
 from .losses import diffusion_loss
 from .models import assemble, load_text, make_video_unet, without_dropout
 from .training import Loss, Recipe, add_noise, alpha_bars, stratified_timesteps, train
@@ -26,11 +26,25 @@ def train_video(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> No
     assemble("video", unet, out)
 
 
-def train_words(
-    recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS, name: str = "words", focus: bool = False
-) -> None:
+def train_words(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
     """Single pictures taught the shared text encoder to tell colors and backgrounds apart, but a circle from a square
     hardly; trained on with the video model, it learns to. The result is the video model's own."""
+    _train_on("words", recipe, runs, out, training_set(out, runs, clips))
+
+
+def train_shapes(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
+    """Square and circle differ by less than a latent cell, too little for a plain mean to care: half of every batch
+    shows them, at the noise levels where a shape is decided, and the sprite counts 5 times to the end."""
+    _train_on("shapes", recipe, runs, out, training_set(out, runs, clips), focus=True)
+
+
+def train_things(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
+    """On, with scenes of none, one or two sprites, as `train_shapes` does with one."""
+    _train_on("things", recipe, runs, out, scene_set(out, runs, clips), focus=True)
+
+
+def _train_on(name: str, recipe: Recipe, runs: Path, out: Path, data, focus: bool = False) -> None:
+    """The shipped video model goes on, its text encoder with it."""
     from diffusers import UNet3DConditionModel
     from transformers import CLIPTextModel
 
@@ -39,21 +53,15 @@ def train_words(
     folder = out / "video"
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
     unet = UNet3DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    loss = video_loss(without_dropout(unet), encoder, tokenizer, recipe, training_set(out, runs, clips), focus)
+    loss = video_loss(without_dropout(unet), encoder, tokenizer, recipe, data, focus)
     train(name, [unet, encoder], loss, recipe, runs)
     assemble("video", unet, out, encoder)
-
-
-def train_shapes(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
-    """Square and circle differ by less than a latent cell, too little for a plain mean to care: half of every batch
-    shows them, at the noise levels where a shape is decided, and the sprite counts 5 times to the end."""
-    train_words(recipe, runs, out, clips, name="shapes", focus=True)
 
 
 def video_loss(
     unet, encoder, tokenizer, recipe: Recipe, data: tuple[Tensor, Tensor, list[str]], focus: bool = False
 ) -> Loss:
-    """The loss on clips; with `focus`, that of `train_shapes`."""
+    """The loss on clips; with `focus`, that of `train_shapes` and `train_things`."""
     latents, cells, sentences = data
     alike = squares_and_circles(sentences)
     ids = torch.stack([text.token_ids(tokenizer, [p + s for s in sentences]) for p in ("", PREFIXES[0])])

@@ -7,7 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weft.toyworld import image_model, instruct_model, losses, models, sample, train, training, video_model, world
+from weft.toyworld import (
+    image_model,
+    instruct_model,
+    losses,
+    models,
+    sample,
+    scenes,
+    train,
+    training,
+    video_model,
+    world,
+)
 from weft.toyworld.training import Recipe
 from weft.toyworld.vae import whiten
 
@@ -19,12 +30,13 @@ MEGABYTE = 2**20
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """Small batches, and clips drawn by the dozen, for speed; what is computed stays the same."""
-    draw = world.draw
+    draw, draw_scenes = world.draw, scenes.draw
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_model, "BATCH", dict.fromkeys(image_model.BATCH, 4))
         patch.setattr(video_model, "BATCH", 4)
         patch.setattr(instruct_model, "BATCH", 4)
         patch.setattr(world, "draw", lambda n, *a, **k: draw(min(n, 12), *a, **k))
+        patch.setattr(scenes, "draw", lambda n, *a, **k: draw_scenes(min(n, 12), *a, **k))
         yield
 
 
@@ -60,7 +72,7 @@ def test_a_trained_model_is_a_small_diffusers_folder(folders, name, family, chan
 
 def test_the_folder_holds_the_averaged_weights_of_the_run(folders):
     runs, out = folders
-    average = torch.load(runs / "shapes.pt", weights_only=True)["average"]  # the last of the runs on the video model
+    average = torch.load(runs / "things.pt", weights_only=True)["average"]  # the last of the runs on the video model
     pipeline = sample.load(out / "video")
     saved = [*pipeline.unet.parameters(), *pipeline.text_encoder.parameters()]
     for tensor, shadow in zip(saved, average, strict=True):
