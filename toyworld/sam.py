@@ -3,8 +3,7 @@
 Trained as in the paper (Kirillov et al. 2023, section 3 and appendix A): clicks and boxes with noise, then a click
 where the first answer was wrong together with that answer; focal and dice loss 20 to 1, the best of three candidates
 for a lone click, and the square error of the predicted IoU. Half of the boxes are those of a neighbouring frame of the
-clip: a tracker that goes from frame to frame has no better. Most pictures show two sprites, of which one is asked for,
-and some clicks are on the background and ask for it: so a click has to be looked at.
+clip: a tracker that goes from frame to frame has no better.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ FOCAL, DICE, SCORE = 20.0, 1.0, 1.0  # weights of the losses, from the paper
 PIXELS = 255.0  # SAM reads pixels in 0..255
 COUNTS = (1, 2, 2)  # sprites of a picture: two of three show both
 LEAST = 40  # pixels; a sprite of which less is seen is not asked for
-ON_BACKGROUND = 0.15  # share of the clicks
+ON_GROUND = 0.15  # share of the clicks
 
 
 def make_sam():
@@ -54,17 +53,31 @@ def make_sam():
 
 
 def train_sam(recipe: Recipe, runs: Path, out: Path) -> None:
-    from safetensors.torch import save_file
+    """On pictures of one sprite, which is what any click means."""
+    torch.manual_seed(recipe.seed)
+    _train("sam", make_sam(), recipe, runs, out, counts=(1,), on_ground=0.0)
+
+
+def train_clicks(recipe: Recipe, runs: Path, out: Path) -> None:
+    """On, with pictures that mostly show two sprites, of which one is asked for, and clicks that are on the background
+    and ask for it: so a click has to be looked at."""
+    from safetensors.torch import load_file
 
     torch.manual_seed(recipe.seed)
     sam = make_sam()
+    sam.load_state_dict(load_file(out / "sam" / "sam.safetensors"))
+    _train("clicks", sam, recipe, runs, out, COUNTS, ON_GROUND)
+
+
+def _train(name: str, sam, recipe: Recipe, runs: Path, out: Path, counts: tuple[int, ...], on_ground: float) -> None:
+    from safetensors.torch import save_file
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        video, sprites, stale, ground = draw_pairs(BATCH, generator)
+        video, sprites, stale, ground = draw_pairs(BATCH, generator, counts)
         images = sam.image_encoder(sam.preprocess(video * PIXELS))
         half = len(video) // 2  # clicks on the one, boxes on the other
-        on_ground = torch.rand(half, 1, 1, generator=generator) < ON_BACKGROUND
-        things = torch.where(on_ground, ground[:half], sprites[:half])
+        asked = torch.rand(half, 1, 1, generator=generator) < on_ground
+        things = torch.where(asked, ground[:half], sprites[:half])
         clicked, boxed = ask_click(things, generator), ask_box(sprites[half:], stale[half:], generator)
         losses = [
             ask_twice(sam, images[:half], clicked, things, generator),
@@ -72,16 +85,18 @@ def train_sam(recipe: Recipe, runs: Path, out: Path) -> None:
         ]
         return {name: (losses[0][name] + losses[1][name]) / 2 for name in losses[0]}
 
-    train("sam", [sam], loss, recipe, runs)
+    train(name, [sam], loss, recipe, runs)
     (out / "sam").mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.half().contiguous() for name, tensor in sam.state_dict().items()}
     save_file(weights, out / "sam" / "sam.safetensors", metadata={"format": "pt"})
 
 
-def draw_pairs(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw_pairs(
+    n: int, generator: torch.Generator, counts: tuple[int, ...] = COUNTS
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(pictures [n, 3, H, W], what is seen of one of their sprites, the same in a neighbouring frame, the background:
     bool [n, H, W])."""
-    drawn = scenes.draw(n, generator, COUNTS)
+    drawn = scenes.draw(n, generator, counts)
     rows = torch.arange(len(drawn))
     at = torch.randint(1, world.FRAMES - 1, rows.shape, generator=generator)
     neighbour = at + torch.randint(2, rows.shape, generator=generator) * 2 - 1

@@ -9,6 +9,7 @@
     python -m weft.toyworld.train detail     # the image model on: attention at 16x16, and the words it confused
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
     python -m weft.toyworld.train sam        # a small SAM, for masks by click; on its own
+    python -m weft.toyworld.train clicks     # and on, with two sprites, so that the click decides which
     python -m weft.toyworld.train detector   # a small OWLv2, for boxes by text; on its own
     python -m weft.toyworld.train clip       # a small CLIP, to judge edits; on its own
 
@@ -29,7 +30,7 @@ from .detector import train_detector
 from .image_model import train_detail, train_image
 from .instruct_model import train_instruct
 from .judge import train_judge
-from .sam import train_sam
+from .sam import train_clicks, train_sam
 from .training import Recipe
 from .vae import train_vae
 from .video_model import train_shapes, train_things, train_video, train_words
@@ -44,7 +45,8 @@ RECIPES = {
     "things": Recipe(steps=1500, peak_rate=1e-3, warmup=50, ema=0.99, seed=8),
     "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
-    "sam": Recipe(steps=2400, peak_rate=1e-3, seed=1234),
+    "sam": Recipe(steps=1200, peak_rate=1e-3, seed=1234),
+    "clicks": Recipe(steps=1000, peak_rate=1e-3, warmup=50, ema=0.99, seed=1234),
     "detector": Recipe(steps=5000, peak_rate=1.5e-3, seed=1234),
     "clip": Recipe(steps=3000, peak_rate=1.5e-3, seed=1234),
 }
@@ -58,10 +60,11 @@ MODELS = {
     "detail": train_detail,
     "instruct": train_instruct,
     "sam": train_sam,
+    "clicks": train_clicks,
     "detector": train_detector,
     "clip": train_judge,
 }
-DRAW_AS_THEY_GO = {"vae", "sam", "detector", "clip"}  # the others are trained on a set of clips
+DRAW_AS_THEY_GO = {"vae", "sam", "clicks", "detector", "clip"}  # the others are trained on a set of clips
 
 
 def main() -> None:
