@@ -60,9 +60,9 @@ def train_detector(recipe: Recipe, runs: Path, out: Path) -> None:
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         drawn, pictures, sprites = draw_scenes(BATCH, generator)
         texts, right = texts_for(drawn, generator)
-        ids = text.token_ids(tokenizer, texts)
-        outputs = model(input_ids=ids, pixel_values=(pictures - mean) / std, attention_mask=torch.ones_like(ids))
-        return losses_of(outputs.logits, outputs.pred_boxes, sprites, right)
+        ids, pictures = text.token_ids(tokenizer, texts).to(recipe.device), ((pictures - mean) / std).to(recipe.device)
+        outputs = model(input_ids=ids, pixel_values=pictures, attention_mask=torch.ones_like(ids))
+        return losses_of(outputs.logits, outputs.pred_boxes, sprites.to(recipe.device), right.to(recipe.device))
 
     train("detector", [model], loss, recipe, runs)
     model.half().save_pretrained(folder)
@@ -117,14 +117,14 @@ def texts_for(drawn: scenes.Scenes, generator: torch.Generator) -> tuple[list[st
 
 def boxes_of(sprites: Tensor) -> Tensor:
     """[n, 4]: (center x, center y, width, height) in 0..1."""
-    left, top, right, bottom = (box_of(sprites) + torch.tensor([0, 0, 1, 1])).unbind(1)
+    left, top, right, bottom = (box_of(sprites) + sprites.new_tensor([0, 0, 1, 1], dtype=torch.float32)).unbind(1)
     return torch.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], 1) / world.SIZE
 
 
 def losses_of(logits: Tensor, boxes: Tensor, sprites: Tensor, right: Tensor) -> dict[str, Tensor]:
     """For logits [n, N, T], proposed boxes [n, N, 4], sprites [n, 2, H, W] bool, and which text names which of them
     [n, T, 2] bool. A sprite without pixels is not there."""
-    there, rows = sprites.flatten(2).any(2), torch.arange(len(logits))
+    there, rows = sprites.flatten(2).any(2), torch.arange(len(logits), device=logits.device)
     target, taken = torch.zeros_like(logits), torch.zeros_like(logits[..., 0], dtype=torch.bool)
     placed, overlap = [], []
     for k in range(sprites.shape[1]):

@@ -63,6 +63,7 @@ def image_loss(
         t = stratified_timesteps(n, generator)
         t = torch.where(torch.arange(n) < n // 2, 100 + t * 6 // 10, t) if focus else t
         noised, v = add_noise(x, t, torch.randn(x.shape, generator=generator), alpha_bar)
+        noised, v, m, t, prompt = (tensor.to(recipe.device) for tensor in (noised, v, m, t, prompt))
         return diffusion_loss(unet(noised, t, encoder(prompt)[0]).sample, v, m, step, recipe.steps)
 
     return loss

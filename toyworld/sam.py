@@ -74,7 +74,7 @@ def _train(name: str, sam, recipe: Recipe, runs: Path, out: Path, counts: tuple[
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         video, sprites, stale, ground = draw_pairs(BATCH, generator, counts)
-        images = sam.image_encoder(sam.preprocess(video * PIXELS))
+        images = sam.image_encoder(sam.preprocess(video.to(recipe.device) * PIXELS))
         half = len(video) // 2  # clicks on the one, boxes on the other
         asked = torch.rand(half, 1, 1, generator=generator) < on_ground
         things = torch.where(asked, ground[:half], sprites[:half])
@@ -164,16 +164,17 @@ def ask_twice(sam, images: Tensor, question, sprites: Tensor, generator: torch.G
     """Losses of a first answer and of a second, which gets the first and a click where it was wrong."""
     points, labels, boxes = question
     logits, scores = answer(sam, images, points, labels, boxes, None)
-    first = losses_of(logits, scores, sprites, alone=boxes is None)
+    truth = sprites.to(images.device)
+    first = losses_of(logits, scores, truth, alone=boxes is None)
     guess = logits[:, 0].detach()
-    wrong = (guess > 0) != sprites
+    wrong = (guess.cpu() > 0) != sprites
     click = pick(wrong, generator)
     label = sprites[torch.arange(len(sprites)), click[:, 1].long(), click[:, 0].long()].long()
     unasked = ~wrong.flatten(1).any(1) | (torch.rand(len(sprites), generator=generator) < 1 / 3)
     label = torch.where(unasked, NOT_A_POINT, label)
     points, labels = torch.cat([points, click[:, None]], 1), torch.cat([labels, label[:, None]], 1)
     logits, scores = answer(sam, images, points, labels, boxes, guess[:, None])
-    second = losses_of(logits, scores, sprites, alone=False)
+    second = losses_of(logits, scores, truth, alone=False)
     return {
         "loss": first["loss"] + second["loss"],
         "iou": first["iou"],
@@ -184,7 +185,9 @@ def ask_twice(sam, images: Tensor, question, sprites: Tensor, generator: torch.G
 
 def answer(sam, images: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None, masks: Tensor | None):
     """(logits [n, 4, H, W], predicted IoUs [n, 4]): the single answer, then the three for lone clicks."""
-    sparse, dense = sam.prompt_encoder((points, labels), boxes, masks)
+    device = images.device
+    boxes = None if boxes is None else boxes.to(device)
+    sparse, dense = sam.prompt_encoder((points.to(device), labels.to(device)), boxes, masks)
     position = sam.prompt_encoder.get_dense_pe()
 
     def decode(image: Tensor, sparse: Tensor, dense: Tensor):

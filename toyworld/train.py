@@ -72,11 +72,12 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--steps", type=int, help="train for fewer steps than the recipe")
     parser.add_argument("--clips", type=int, default=CLIPS, help="size of the training set")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--runs", type=Path, default=HERE / "runs", help="checkpoints and caches")
     parser.add_argument("--out", type=Path, default=HERE / "weights", help="finished models")
     parser.add_argument("--logs", type=Path, default=HERE / "logs", help="logs of finished runs")
     arguments = parser.parse_args()
-    recipe = RECIPES[arguments.model]
+    recipe = replace(RECIPES[arguments.model], device=arguments.device)
     if arguments.steps:
         recipe = replace(recipe, steps=arguments.steps)
     model = MODELS[arguments.model]

@@ -30,8 +30,9 @@ def train_vae(recipe: Recipe, runs: Path, out: Path) -> None:
         if crops:
             top, left = torch.randint(0, 33, (2,), generator=generator).tolist()
             x = x[:, :, top : top + 32, left : left + 32]
+        x = x.to(recipe.device)
         posterior = vae.encode(x).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(recipe.device)
         y = vae.decode(posterior.mean + posterior.std * noise).sample
         mse, l1 = (y - x).square().mean(), (y - x).abs().mean()
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()

@@ -22,7 +22,8 @@ def train_video(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> No
     torch.manual_seed(recipe.seed)
     tokenizer, encoder = load_text(out)
     unet = make_video_unet(UNet2DConditionModel.from_pretrained(out / "image" / "unet", torch_dtype=torch.float32))
-    train("video", [unet], video_loss(unet, encoder, tokenizer, recipe, training_set(out, runs, clips)), recipe, runs)
+    data = training_set(out, runs, clips)
+    train("video", [unet], video_loss(unet, encoder.to(recipe.device), tokenizer, recipe, data), recipe, runs)
     assemble("video", unet, out)
 
 
@@ -80,6 +81,7 @@ def video_loss(
         t = stratified_timesteps(n, generator)
         t = torch.where(torch.arange(n) < n // 2, 100 + t * 6 // 10, t) if focus else t
         noised, v = add_noise(x, t, torch.randn(x.shape, generator=generator), alpha_bar)
+        noised, v, m, t, prompt = (tensor.to(recipe.device) for tensor in (noised, v, m, t, prompt))
         counted = 0 if focus else step  # the weight of the sprite falls with the steps
         return diffusion_loss(unet(noised, t, encoder(prompt)[0]).sample, v, m, counted, recipe.steps)
 

@@ -22,6 +22,7 @@ from weft.toyworld import (
 from weft.toyworld.training import Recipe
 from weft.toyworld.vae import whiten
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RECIPE = Recipe(steps=3, peak_rate=1e-3, warmup=1)
 CLIPS = 8
 MEGABYTE = 2**20
@@ -45,7 +46,7 @@ def folders(small, tmp_path_factory):
     """(runs, out) after a few steps of each model, in the order of the module's page."""
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("weights")
     for name, model in train.MODELS.items():
-        model(RECIPE, runs, out, **({} if name in train.DRAW_AS_THEY_GO else {"clips": CLIPS}))
+        model(replace(RECIPE, device=DEVICE), runs, out, **({} if name in train.DRAW_AS_THEY_GO else {"clips": CLIPS}))
     return runs, out
 
 
