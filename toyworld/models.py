@@ -118,7 +118,7 @@ def assemble(name: str, unet, out: Path, encoder=None) -> None:
     encoder = shared if encoder is None else encoder
     parts = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet}
     parts["scheduler"] = diffusers.DDIMScheduler(**SCHEDULER)
-    if name == "video":
+    if name in ("video", "things"):
         pipeline = diffusers.TextToVideoSDPipeline(**parts)
     else:
         family = {"image": "StableDiffusionPipeline", "instruct": "StableDiffusionInstructPix2PixPipeline"}[name]

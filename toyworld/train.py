@@ -5,7 +5,7 @@
     python -m weft.toyworld.train video      # UNet3DConditionModel, its spatial layers started from the image model
     python -m weft.toyworld.train words      # the video model on, with a text encoder of its own
     python -m weft.toyworld.train shapes     # and on, half of it with squares and circles, which it took for one thing
-    python -m weft.toyworld.train things     # and on, with scenes of none, one or two sprites
+    python -m weft.toyworld.train things     # and on, with none, one or two sprites: a model beside it
     python -m weft.toyworld.train detail     # the image model on: attention at 16x16, and the words it confused
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
     python -m weft.toyworld.train sam        # a small SAM, for masks by click; on its own

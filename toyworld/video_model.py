@@ -40,12 +40,13 @@ def train_shapes(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> N
 
 
 def train_things(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
-    """On, with scenes of none, one or two sprites, as `train_shapes` does with one."""
-    _train_on("things", recipe, runs, out, scene_set(out, runs, clips), focus=True)
+    """On, with scenes of none, one or two sprites, as `train_shapes` does with one. The result stands beside the video
+    model, which the committed tables were made with."""
+    _train_on("things", recipe, runs, out, scene_set(out, runs, clips), focus=True, into="things")
 
 
-def _train_on(name: str, recipe: Recipe, runs: Path, out: Path, data, focus: bool = False) -> None:
-    """The shipped video model goes on, its text encoder with it."""
+def _train_on(name: str, recipe: Recipe, runs: Path, out: Path, data, focus: bool = False, into: str = "video") -> None:
+    """The video model goes on, its text encoder with it."""
     from diffusers import UNet3DConditionModel
     from transformers import CLIPTextModel
 
@@ -56,7 +57,7 @@ def _train_on(name: str, recipe: Recipe, runs: Path, out: Path, data, focus: boo
     unet = UNet3DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     loss = video_loss(without_dropout(unet), encoder, tokenizer, recipe, data, focus)
     train(name, [unet, encoder], loss, recipe, runs)
-    assemble("video", unet, out, encoder)
+    assemble(into, unet, out, encoder)
 
 
 def video_loss(

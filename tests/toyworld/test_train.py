@@ -55,6 +55,7 @@ def folders(small, tmp_path_factory):
     [
         ("image", "StableDiffusionPipeline", 4),
         ("video", "TextToVideoSDPipeline", 4),
+        ("things", "TextToVideoSDPipeline", 4),
         ("instruct", "StableDiffusionInstructPix2PixPipeline", 8),
     ],
 )
@@ -71,10 +72,11 @@ def test_a_trained_model_is_a_small_diffusers_folder(folders, name, family, chan
         assert all(p.isfinite().all() for p in part.parameters())
 
 
-def test_the_folder_holds_the_averaged_weights_of_the_run(folders):
+@pytest.mark.parametrize(("folder", "run"), [("video", "shapes"), ("things", "things")])
+def test_the_folder_holds_the_averaged_weights_of_its_last_run(folders, folder, run):
     runs, out = folders
-    average = torch.load(runs / "things.pt", weights_only=True)["average"]  # the last of the runs on the video model
-    pipeline = sample.load(out / "video")
+    average = torch.load(runs / f"{run}.pt", weights_only=True)["average"]
+    pipeline = sample.load(out / folder)
     saved = [*pipeline.unet.parameters(), *pipeline.text_encoder.parameters()]
     for tensor, shadow in zip(saved, average, strict=True):
         assert torch.equal(tensor, shadow.half().float())
@@ -85,7 +87,7 @@ def test_shipped_configs_do_not_say_where_they_were_made(folders):
         assert "_name_or_path" not in json.loads(file.read_text())
 
 
-@pytest.mark.parametrize(("name", "frames"), [("video", 5), ("image", 1)])
+@pytest.mark.parametrize(("name", "frames"), [("video", 5), ("things", 5), ("image", 1)])
 def test_clips_can_be_sampled_from_the_folder(folders, name, frames):
     pipeline = sample.load(folders[1] / name)
     captions = ["a red square on a teal striped background", "a blue cross on a gray plain background"]
@@ -107,6 +109,15 @@ def test_the_sampling_command_prints_a_table_and_writes_a_sheet(folders, tmp_pat
     assert all(0 <= float(line.split("|")[2]) <= 1 for line in lines[2:8])
     assert "`python -m weft.toyworld.sample --weights" in "\n".join(lines)
     assert sheet.stat().st_size > 0
+
+
+def test_scenes_are_sampled_and_judged_as_scenes(folders, tmp_path, monkeypatch, capsys):
+    arguments = ["--model", "things", "--weights", str(folders[1] / "things"), "--n", "3", "--steps", "1"]
+    monkeypatch.setattr("sys.argv", ["sample.py", *arguments, "--device", "cpu", "--sheet", str(tmp_path / "s.png")])
+    sample.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| count_right |")
+    assert (tmp_path / "s.png").stat().st_size > 0
 
 
 def test_what_cannot_be_sampled_says_why(folders, tmp_path):
