@@ -27,6 +27,7 @@ from .report import bootstrap_interval, contact_sheet
 HERE = Path(__file__).resolve().parent
 HELD_OUT_SEED = 4321  # the models are trained on seed 1234
 SHEET_ROWS = 12
+OF_SCENES = ("things", "epsilon")  # models that know none, one or two sprites
 
 
 def load(folder: Path, device: str = "cpu"):
@@ -86,7 +87,7 @@ def table(scores: dict[str, Tensor]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("video", "image", "things"), default="video")
+    parser.add_argument("--model", choices=("video", "image", *OF_SCENES), default="video")
     parser.add_argument("--weights", type=Path, help="diffusers folder (default: toyworld/weights/MODEL)")
     parser.add_argument("--n", type=int, default=48, help="number of clips")
     parser.add_argument("--steps", type=int, default=30)
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="contact sheet (default: toyworld/runs/samples-MODEL.png)")
     arguments = parser.parse_args()
     pipeline = load(arguments.weights or HERE / "weights" / arguments.model, arguments.device)
-    of, judge = (scenes, scene_accuracy) if arguments.model == "things" else (world, sample_accuracy)
+    of, judge = (scenes, scene_accuracy) if arguments.model in OF_SCENES else (world, sample_accuracy)
     clips = of.draw(arguments.n, torch.Generator().manual_seed(HELD_OUT_SEED))
     captions = of.captions(clips)
     video = torch.cat(

@@ -7,6 +7,8 @@
     python -m weft.toyworld.train shapes     # and on, half of it with squares and circles, which it took for one thing
     python -m weft.toyworld.train things     # and on, with none, one or two sprites: a model beside it
     python -m weft.toyworld.train detail     # the image model on: attention at 16x16, and the words it confused
+    python -m weft.toyworld.train epsilon    # the image model on, to predict the noise: a model beside it
+    python -m weft.toyworld.train crisp      # the VAE's decoder on; no latent changes
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
     python -m weft.toyworld.train sam        # a small SAM, for masks by click; on its own
     python -m weft.toyworld.train clicks     # and on, with two sprites, so that the click decides which
@@ -27,12 +29,12 @@ from pathlib import Path
 
 from .dataset import CLIPS
 from .detector import train_detector
-from .image_model import train_detail, train_image
+from .image_model import train_detail, train_epsilon, train_image
 from .instruct_model import train_instruct
 from .judge import train_judge
 from .sam import train_clicks, train_sam
 from .training import Recipe
-from .vae import train_vae
+from .vae import train_crisp, train_vae
 from .video_model import train_shapes, train_things, train_video, train_words
 
 HERE = Path(__file__).resolve().parent
@@ -44,6 +46,8 @@ RECIPES = {
     "shapes": Recipe(steps=650, peak_rate=1.5e-3, warmup=30, ema=0.99, seed=6),
     "things": Recipe(steps=1500, peak_rate=1e-3, warmup=50, ema=0.99, seed=8),
     "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
+    "epsilon": Recipe(steps=3000, peak_rate=1.5e-3, warmup=50, seed=9),
+    "crisp": Recipe(steps=3000, peak_rate=2e-3, weight_decay=1e-4, warmup=50, ema=0.995, seed=10),
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
     "sam": Recipe(steps=1200, peak_rate=1e-3, seed=1234),
     "clicks": Recipe(steps=1000, peak_rate=1e-3, warmup=50, ema=0.99, seed=1234),
@@ -58,13 +62,15 @@ MODELS = {
     "shapes": train_shapes,
     "things": train_things,
     "detail": train_detail,
+    "epsilon": train_epsilon,
+    "crisp": train_crisp,
     "instruct": train_instruct,
     "sam": train_sam,
     "clicks": train_clicks,
     "detector": train_detector,
     "clip": train_judge,
 }
-DRAW_AS_THEY_GO = {"vae", "sam", "clicks", "detector", "clip"}  # the others are trained on a set of clips
+DRAW_AS_THEY_GO = {"vae", "crisp", "sam", "clicks", "detector", "clip"}  # the others are trained on a set of clips
 
 
 def main() -> None:
