@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def _latents(name: str, out: Path, runs: Path, videos: Iterable[Tensor]) -> Tens
     if not cache.exists():
         runs.mkdir(parents=True, exist_ok=True)
         vae = AutoencoderKL.from_pretrained(out / "vae").eval()
-        torch.save(torch.cat([encode(vae, video).half() for video in videos]), cache)
+        partial = cache.with_suffix(f".{os.getpid()}")
+        torch.save(torch.cat([encode(vae, video).half() for video in videos]), partial)
+        partial.replace(cache)  # two runs may make it at the same time
     return torch.load(cache, weights_only=True)
 
 
