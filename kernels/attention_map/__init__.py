@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, choose
+from ..dispatch import Backend, choose, fused_or
 from .chunked import attention_map_chunked
 from .distance import map_distance
 from .obstacle import obstacle
@@ -49,7 +49,6 @@ def attention_map(
             case "chunked":
                 return attention_map_chunked(q, k, scale)
             case "triton":
-                from .fused import attention_map_fused
-
-                with torch.cuda.device_of(q):
-                    return attention_map_fused(q, k, scale)
+                fused = fused_or(attention_map_chunked, "attention_map.fused", "attention_map_fused", backend)
+                with torch.cuda.device_of(q):  # Triton launches on the current device
+                    return fused(q, k, scale)

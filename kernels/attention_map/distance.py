@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..dispatch import Backend, choose
+from ..dispatch import Backend, choose, fused_or
 from .chunked import attention_map_chunked, mean_map_backward_chunked
 from .obstacle import obstacle
 from .reference import attention_map_reference
@@ -52,10 +52,11 @@ def map_distance(
         sides = tuple(x.clone() if x.is_inference() else x for x in sides)
     if chosen == "chunked":
         return _Distance.apply(distance_chunked, distance_chunked_backward, scale, *sides)
-    from .fused_distance import distance_fused, distance_fused_backward
-
+    module = "attention_map.fused_distance"
+    forward = fused_or(distance_chunked, module, "distance_fused", backend)
+    backward = fused_or(distance_chunked_backward, module, "distance_fused_backward", backend)
     with torch.cuda.device_of(q_tgt):  # Triton launches on the current device; autograd sets it for the backward
-        return _Distance.apply(distance_fused, distance_fused_backward, scale, *sides)
+        return _Distance.apply(forward, backward, scale, *sides)
 
 
 class _Distance(torch.autograd.Function):
