@@ -1,6 +1,6 @@
 """Operators that never hold what they only pass through. Each has a reference, a chunked torch and a Triton form."""
 
-from .attention_map import attention_map
+from .attention_map import attention_map, map_distance
 from .em import em_attention, em_bases, em_step, em_values
 from .gather_attention import gather_attention
 from .lists import Lists
@@ -17,6 +17,7 @@ __all__ = [
     "em_step",
     "em_values",
     "gather_attention",
+    "map_distance",
     "merged_attention",
     "nearest",
     "reduce_rows",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, choose
+from ..dispatch import Backend, choose, fused_or
 from ..lists import Lists, check_tokens
 from .chunked import gather_attention_chunked
 from .reference import gather_attention_reference
@@ -45,17 +45,15 @@ def gather_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
 
     chosen = choose(backend, q, _obstacle(q, k, v))
-    if chosen == "chunked":
-        heads = q.shape[-3] if q.ndim > 2 else 1
-        rows = [x.reshape(-1, heads, *x.shape[-2:]) for x in ((q, k) if v is k else (q, k, v))]
-        return gather_attention_chunked(rows[0], rows[1], rows[-1], lists.index, scale).reshape(q.shape)
-    flat = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
-    if chosen == "reference":
-        return gather_attention_reference(*flat, lists.index, scale).view(q.shape)
-    from .fused import gather_attention_fused
-
-    with torch.cuda.device_of(q):  # Triton launches on the current device
-        return gather_attention_fused(*flat, lists.index, scale).view(q.shape)
+    heads = q.shape[-3] if q.ndim > 2 else 1
+    rows = [x.reshape(-1, heads, *x.shape[-2:]) for x in ((q, k) if v is k else (q, k, v))]
+    call = rows[0], rows[1], rows[-1], lists.index, scale
+    if chosen == "triton":
+        fused = fused_or(gather_attention_chunked, "gather_attention.fused", "gather_attention_fused", backend)
+        with torch.cuda.device_of(q):  # Triton launches on the current device
+            return fused(*call).reshape(q.shape)
+    implementation = gather_attention_reference if chosen == "reference" else gather_attention_chunked
+    return implementation(*call).reshape(q.shape)
 
 
 def _obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, choose
+from ..dispatch import Backend, choose, fused_or
 from ..lists import Lists, check_tokens
 from .chunked import merged_attention_chunked
 from .reference import merged_attention_reference
@@ -65,10 +65,9 @@ def merged_attention(
     going = int(ratio * index.shape[1]) if matching == "bipartite" else None
     chosen = choose(backend, q, _obstacle(q, k, v, index))
     if chosen == "triton":
-        from .fused import merged_attention_fused
-
+        fused = fused_or(merged_attention_chunked, "merged_attention.fused", "merged_attention_fused", backend)
         with torch.cuda.device_of(q):  # Triton launches on the current device
-            return merged_attention_fused(q, k, v, index, going, scale)
+            return fused(q, k, v, index, going, scale)
     implementation = merged_attention_reference if chosen == "reference" else merged_attention_chunked
     return implementation(q, k, v, index, going, scale)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, choose
+from ..dispatch import Backend, choose, fused_or
 from .chunked import nearest_chunked
 from .reference import nearest_reference
 
@@ -43,8 +43,7 @@ def nearest(here: Tensor, there: Tensor, pairs: Sequence[tuple[int, int]], *, ba
     if not pairs:
         return torch.empty(0, here.shape[1], dtype=torch.int64, device=here.device)
     if chosen == "triton":
-        from .fused import nearest_fused
-
+        fused = fused_or(nearest_chunked, "nearest.fused", "nearest_fused", backend)
         with torch.cuda.device_of(here):  # Triton launches on the current device
-            return nearest_fused(here, there, pairs)
+            return fused(here, there, pairs)
     return (nearest_reference if chosen == "reference" else nearest_chunked)(here, there, pairs)
