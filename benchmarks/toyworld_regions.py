@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backbones.loading import load_backbone
+from ..backbones.diffusers.loading import load_backbone
 from ..engine.edit import edit
 from ..engine.inversion import invert
 from ..engine.plan import PLAIN, EditPlan, Region

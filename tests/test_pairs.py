@@ -65,7 +65,7 @@ def half_mask() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def stage(request, tmp_path_factory):
     """For a kind of model: (backbone, the source's trajectory, a correspondence)."""
-    from weft.backbones.loading import load_backbone
+    from weft.backbones.diffusers.loading import load_backbone
     from weft.backbones.memory import PlainMemory
     from weft.tests.tiny import make_folder
 

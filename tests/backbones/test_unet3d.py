@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from weft.backbones import diffusers_parts as parts
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers import parts
+from weft.backbones.diffusers.loading import load_backbone
+from weft.backbones.diffusers.text import prompt_of
+from weft.backbones.diffusers.unet3d import UNet3D
 from weft.backbones.memory import PlainMemory
-from weft.backbones.text import prompt_of
-from weft.backbones.unet3d import UNet3D
 from weft.engine.call import Evaluation
 from weft.engine.plan import PLAIN
 from weft.engine.words import NEGATIVE, POSITIVE, Layout, Site

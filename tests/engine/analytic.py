@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weft.backbones.diffusers_parts import make_schedule
-from weft.backbones.text import prompt_of
+from weft.backbones.diffusers.parts import make_schedule
+from weft.backbones.diffusers.text import prompt_of
 from weft.engine.plan import PLAIN
 from weft.engine.ports import Backbone
 from weft.engine.schedule import Schedule
@@ -95,8 +95,8 @@ class GaussianDenoiser:
     def bytes(self, rows: int, frames: int, size: tuple[int, int], grad: bool = False) -> int:
         return rows * frames * size[0] * size[1] * (8 if grad else 1)
 
-    def free(self) -> int:
-        return 2**62
+    def free(self) -> int | None:
+        return None
 
 
 class GaussianCodec:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.engine.autograd import is_ordinary, make_ordinary, ordinary, plain_torch
 from weft.engine.edit import edit

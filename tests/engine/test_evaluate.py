@@ -306,7 +306,9 @@ def test_an_edit_and_an_inversion_go_on_with_less(monkeypatch):
     assert_close(edit(backbone, whole, positive), want)
 
 
-@pytest.mark.parametrize(("free", "size"), [(10**9, 7), (2 * 7 * 60, 7), (2 * 7 * 60 - 1, 4), (3 * 60, 1), (0, 1)])
+@pytest.mark.parametrize(
+    ("free", "size"), [(None, 7), (10**9, 7), (2 * 7 * 60, 7), (2 * 7 * 60 - 1, 4), (3 * 60, 1), (0, 1)]
+)
 def test_no_more_frames_are_taken_than_free_memory_holds(monkeypatch, free, size):
     """`bytes` of a Gaussian: one a row, frame and cell."""
     denoiser = Gaussian().denoiser

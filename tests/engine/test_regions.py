@@ -9,7 +9,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from weft.backbones.text import prompt_of
+from weft.backbones.diffusers.text import prompt_of
 from weft.engine.call import Evaluation
 from weft.engine.edit import edit
 from weft.engine.inversion import invert

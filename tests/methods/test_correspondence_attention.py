@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.benchmarks.measure import Operations
 from weft.engine.correspondence import Correspondence

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from weft.backbones.text import prompt_of
+from weft.backbones.diffusers.text import prompt_of
 from weft.engine.call import Evaluation
 from weft.engine.edit import edit
 from weft.engine.evaluate import Chunks, evaluate_with

@@ -3,9 +3,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from weft.backbones import diffusers_parts as parts
+from weft.backbones.diffusers import parts
 from weft.backbones.memory import PlainMemory
-from weft.backbones.unet2d import UNet2D
+from weft.backbones.diffusers.unet2d import UNet2D
 from weft.engine.call import Evaluation, Run
 from weft.engine.edit import edit
 from weft.engine.inversion import invert

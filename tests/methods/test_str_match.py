@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.engine.call import Evaluation, Run
 from weft.engine.edit import edit
