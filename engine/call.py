@@ -41,6 +41,7 @@ class Evaluation:
     image: Tensor | None = None  # [F, C, h, w] clean latents of the source, for models that are given its picture
     frames: tuple[int, ...] = ()  # where in the clip these frames are; by default all of it, in order
     whole: bool = False  # these frames must be evaluated together, however few a chunk may have
+    recompute: bool = False  # with gradients: blocks are evaluated again in the backward pass, and not kept
     run: Run = field(default_factory=Run)
 
     def __post_init__(self):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -13,13 +14,15 @@ from .autograd import plain_torch
 from .call import Call, Evaluation, Run
 from .evaluate import Chunks, evaluate_with
 from .monitor import SILENT, Monitor
-from .plan import PLAIN, EditPlan, Step
+from .plan import PLAIN, EditPlan, Step, name_of
 from .ports import Backbone, Denoiser, Predict
 from .probe import read_calls
 from .regions import Inputs, Part, Parts, parts_of
 from .solver import DDIM, Seen, Solver
 from .source import Trajectory
 from .words import POSITIVE, SOURCE, SOURCE_NEGATIVE, Prompt, Row
+
+log = logging.getLogger(__name__)
 
 
 @plain_torch
@@ -99,6 +102,7 @@ class _Edit:
     seed: int
     monitor: Monitor
     kept: dict = field(default_factory=dict)
+    recompute: bool = False  # in passes with gradients, once memory has run out in one
 
     def steps(self, predict: Predict) -> Tensor:
         """[F, C, h, w] of the edit after all steps."""
@@ -145,7 +149,17 @@ class _Edit:
     ) -> Tensor:
         """The latents after one region's controls, one after the other."""
         for control in part.plan.acting_at(seam):
-            latents = getattr(control, seam)(self._step(predict, part, latents, source, level))
+            step = self._step(predict, part, latents, source, level)
+            try:
+                latents = getattr(control, seam)(step)
+            except torch.OutOfMemoryError:
+                if self.recompute:
+                    raise
+                log.warning(
+                    "out of memory in %s: blocks are evaluated twice from here on, and not kept", name_of(control)
+                )
+                self.recompute = True
+                latents = getattr(control, seam)(step)
         return latents
 
     def _step(self, predict: Predict, part: Part, latents: Tensor, source: Trajectory, level: int) -> Step:
@@ -155,7 +169,7 @@ class _Edit:
                 rows[SOURCE] = of_source, self.trajectory.prompt
             if edited is not None:
                 rows[POSITIVE] = edited, part.positive
-            evaluation = self._evaluation(rows, level, part)
+            evaluation = replace(self._evaluation(rows, level, part), recompute=self.recompute)
             wanted = SOURCE if edited is None else POSITIVE
             return read_calls(partial(evaluate_with, predict), evaluation, part.plan, wanted, layers)
 

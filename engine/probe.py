@@ -27,6 +27,7 @@ class _CallReader(Control):
     wanted: frozenset[str]
     row: Row
     frames: tuple[int, ...]
+    stops: bool  # once it has seen enough
     calls: dict[str, Call] = field(default_factory=dict)
 
     def attention(self, call: Call, attend: Attend) -> Tensor:
@@ -34,7 +35,7 @@ class _CallReader(Control):
         # A pass that a control makes for itself has other rows or frames: it is not the one looked for.
         if layer in self.wanted and layer not in self.calls and self.row in call.rows and call.frames == self.frames:
             self.calls[layer] = call.only(self.row)
-            if len(self.calls) == len(self.wanted):
+            if self.stops and len(self.calls) == len(self.wanted):
                 raise _Enough
         return attend(call)
 
@@ -48,15 +49,18 @@ def read_calls(
 ) -> Mapping[str, Call]:
     """The calls at `layers` as the layers themselves project them for one row, before any control changes them.
 
-    Differentiable in `evaluation.latents` where gradients are enabled.
+    Differentiable in `evaluation.latents` where gradients are enabled. Blocks that are to be evaluated again in the
+    backward pass must end as they began: then the pass goes on to its end.
 
     Raises:
         ValueError: a layer was never called, so it is not an attention site of this model.
     """
-    reader = _CallReader(frozenset(layers), row, evaluation.frames)
+    reader = _CallReader(frozenset(layers), row, evaluation.frames, not evaluation.recompute)
     try:
         evaluate(evaluation, EditPlan((reader, *plan.controls)))
     except _Enough:
+        return reader.calls
+    if len(reader.calls) == len(reader.wanted):
         return reader.calls
     raise ValueError(f"the model has no attention at {sorted(reader.wanted - set(reader.calls))}")
 

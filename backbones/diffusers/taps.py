@@ -8,31 +8,77 @@ so a run without controls is the unmodified network, bit for bit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...engine.call import Call, Evaluation, Features, beside, softmax_attention
 from ...engine.plan import Control, EditPlan, attend_with
 from ...engine.words import SOURCE, Block, Model, Site
 
+LAYER = re.compile(
+    r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.\w+\.\d+"
+)  # of a UNet: what is evaluated again at once
+
 
 @contextmanager
 def tapped(network: nn.Module, model: Model, evaluation: Evaluation, plan: EditPlan) -> Iterator[None]:
     """A network, whose facts `model` states, with the plan's controls at its attention sites and blocks."""
+    recompute = evaluation.recompute and torch.is_grad_enabled()
+    with _attached(network, model, evaluation, plan), ExitStack() as stack:
+        if recompute:
+            stack.enter_context(_recomputing(network, model, evaluation, plan))
+        yield
+
+
+@contextmanager
+def _attached(
+    network: nn.Module, model: Model, evaluation: Evaluation, plan: EditPlan, within: str = ""
+) -> Iterator[None]:
+    """The plan's controls at all sites and blocks, or at those inside one module of the network."""
     rewriting, reading = plan.acting_at("attention"), plan.acting_at("feature")
     with ExitStack() as stack:
         for site in model.sites if rewriting else ():
-            layer = network.get_submodule(site.layer)
-            stack.callback(layer.set_processor, layer.processor)
-            layer.set_processor(
-                TappedAttention(site, model.grid(site, evaluation.latents.shape), evaluation, rewriting)
-            )
+            if site.layer.startswith(within):
+                layer = network.get_submodule(site.layer)
+                stack.callback(layer.set_processor, layer.processor)
+                grid = model.grid(site, evaluation.latents.shape)
+                layer.set_processor(TappedAttention(site, grid, evaluation, rewriting))
         for block in model.blocks if reading else ():
-            hook = _feature_hook(block, evaluation, reading)
-            stack.callback(network.get_submodule(block.name).register_forward_hook(hook).remove)
+            if block.name.startswith(within):
+                hook = _feature_hook(block, evaluation, reading)
+                stack.callback(network.get_submodule(block.name).register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def _recomputing(network: nn.Module, model: Model, evaluation: Evaluation, plan: EditPlan) -> Iterator[None]:
+    """Keeps nothing of what happens inside a layer of the UNet, which is evaluated again in the backward pass.
+
+    The backward pass comes when the controls have left the network, so each layer then takes its own along.
+    """
+    left = []  # not empty once the forward pass is over
+
+    def again(name: str, forward):
+        def run(*args, **kwargs):
+            if not left:
+                return forward(*args, **kwargs)
+            with _attached(network, model, evaluation, plan, f"{name}."):
+                return forward(*args, **kwargs)
+
+        return lambda *args, **kwargs: checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+    with ExitStack() as stack:
+        for name, module in network.named_modules():
+            if LAYER.fullmatch(name):
+                stack.callback(delattr, module, "forward")  # what hides the class's own
+                module.forward = again(name, module.forward)
+        stack.callback(left.append, True)
         yield
 
 

@@ -153,7 +153,7 @@ def test_one_frame_is_enough_for_an_image_model(tiny_image):
         ({"in_channels": 9}, "takes 9 channels and the latents have 4: inpainting and depth models are not supported"),
         (
             {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 64},
-            "is an SDXL-like model, which is not supported",
+            "is not supported, as it is an SDXL-like model: use Stable Diffusion 1.x or 2.x",
         ),
     ],
 )

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from weft.backbones.diffusers import parts
-from weft.backbones.memory import PlainMemory
 from weft.backbones.diffusers.unet2d import UNet2D
+from weft.backbones.memory import PlainMemory
 from weft.engine.call import Evaluation, Run
 from weft.engine.edit import edit
 from weft.engine.inversion import invert

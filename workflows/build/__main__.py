@@ -2,6 +2,7 @@
 
     python -m weft.workflows.build                  # in a ComfyUI of its own: .venv/bin/python after `make demo` can
     python -m weft.workflows.build --thumbnails     # also runs them, for the pictures of ComfyUI's template browser
+    python -m weft.workflows.build --only coupled   # those whose names have this in them
     python -m weft.workflows.build --server http://127.0.0.1:8188    # in a running one that has this pack
 
 It needs a browser: see `browser.py`.
@@ -34,10 +35,10 @@ COLUMNS = 4  # frames in a thumbnail
 ENLARGE = 2
 
 
-def rebuild(server: Server, screenshot: Path | None = None) -> None:
-    """Writes `<name>.json` and `api/<name>.json` of every graph."""
-    built = visit(server.url, [{"build": columns} for columns in GRAPHS.values()], screenshot)
-    for name, formats in zip(GRAPHS, built):
+def rebuild(server: Server, names: list[str], screenshot: Path | None = None) -> None:
+    """Writes `<name>.json` and `api/<name>.json` of some graphs."""
+    built = visit(server.url, [{"build": GRAPHS[name]} for name in names], screenshot)
+    for name, formats in zip(names, built):
         for path, content in ((f"{name}.json", formats["workflow"]), (f"api/{name}.json", formats["api"])):
             (FOLDER / path).parent.mkdir(exist_ok=True)
             (FOLDER / path).write_text(json.dumps(content, indent=1) + "\n")
@@ -73,14 +74,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", help="a running ComfyUI with this pack (default: start one)")
     parser.add_argument("--thumbnails", action="store_true", help="run the workflows and write <name>.jpg")
+    parser.add_argument("--only", default="", help="graphs whose names have this in them (default: all)")
     parser.add_argument("--screenshot", type=Path, help="write a picture of the last graph here")
     options = parser.parse_args()
     if reason := obstacle():
         sys.exit(f"weft: {reason}")
     with nullcontext(Server(options.server)) if options.server else server_of_our_own() as server:
-        rebuild(server, options.screenshot)
+        names = [name for name in GRAPHS if options.only in name]
+        rebuild(server, names, options.screenshot)
         if options.thumbnails:
-            for name in GRAPHS:
+            for name in names:
                 make_thumbnail(server, name)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .coupled import NOTES as COUPLED
+from .coupled import coupled
 from .cove import cove
 from .mask import mask
 from .stem import stem
@@ -11,6 +13,7 @@ from .via import via
 GRAPHS = {
     "str_match": str_match(masked=False),
     "str_match_masked": str_match(masked=True),
+    **{name: coupled(name) for name in COUPLED},
     "mask_by_click": mask(by_text=False),
     "mask_by_text": mask(by_text=True),
     "via_local": via("local"),
