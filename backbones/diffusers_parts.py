@@ -39,10 +39,18 @@ def fingerprint(*modules: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for module in modules:
-        for name, tensor in module.state_dict().items():
+        tensors = module.state_dict()
+        for name, tensor in zip(_without_shared_levels(list(tensors)), tensors.values()):
             checksum = zlib.crc32(_sample(tensor).float().cpu().numpy())
             digest.update(f"{name}{list(tensor.shape)}{checksum}".encode())
     return digest.hexdigest()[:12]
+
+
+def _without_shared_levels(names: list[str]) -> list[str]:
+    """Some versions of a library have a level more around all names of a model."""
+    while names and all("." in name for name in names) and len({name.split(".")[0] for name in names}) == 1:
+        names = [name.split(".", 1)[1] for name in names]
+    return names
 
 
 def _sample(tensor: Tensor) -> Tensor:

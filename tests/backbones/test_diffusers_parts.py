@@ -49,6 +49,16 @@ def test_half_precision_weights_are_the_same_model_in_float32():
     assert fingerprint(half) != fingerprint(module())
 
 
+def test_a_level_around_all_names_is_no_other_model():
+    """As CLIPTextModel had one until transformers 5.6."""
+    wrapped, single = nn.Module(), nn.Module()
+    wrapped.text_model = module()
+    assert fingerprint(wrapped) == fingerprint(module())
+    single.text_model = nn.Module()
+    single.text_model.inner = module()
+    assert fingerprint(single) == fingerprint(module())
+
+
 LARGE = 3 * parts.BLOCKS * parts.BLOCK  # values, more than are read
 
 
