@@ -3,7 +3,8 @@
     python -m weft.benchmarks.cove_cost [--device cuda] [--out benchmarks/results/cove_cost_cpu.md]
 
 The first table is the paper's table 4: 20 frames of 64x64 places with features of 640. The second is one attention
-layer with lists of three matches in every other frame, merged or not, gathered at once or a few queries at a time.
+layer with lists of three matches in every other frame, merged or not, gathered at once or a few queries at a time;
+the third counts what a layer's call asks of the device.
 """
 
 from __future__ import annotations
@@ -17,16 +18,14 @@ from pathlib import Path
 import torch
 
 from ..engine.correspondence import Correspondence
-from ..kernels import gather_attention, windowed_topk
-from ..methods.correspondence_attention import lists_of, merged_attention
-from ..methods.merging import merge_bipartite, merge_pairs
+from ..kernels import Lists, gather_attention, merged_attention, windowed_topk
+from ..methods.correspondence_attention import all_lists, side_by_side
 from .kernels import cpu_name
-from .measure import milliseconds, peak_bytes
+from .measure import Operations, milliseconds, peak_bytes
 
 FRAMES, SIDE, SIZE, K = 20, 64, 640, 3
 WINDOWS = {3: 0.448, 9: 4.03, 15: 11.2}  # side -> the paper's figure, in 10^9
 LAYER = {"cpu": (20, 32, 8, 40), "cuda": (20, 64, 8, 40)}  # frames, side, heads, head size
-EVERYTHING = 2**62
 
 
 def products(window: int) -> tuple[int, int]:
@@ -60,19 +59,44 @@ def attention(device: torch.device, runs: int) -> list[str]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, heads, frames * side**2, size, generator=generator).to(device)
     q = x[:, :, : side**2]
-    tables = torch.randint(side**2, (2, frames - 1, side**2, K), generator=generator, dtype=torch.int32)
-    lists = lists_of(Correspondence(*tables, (side, side), 0, 9, ""), 0).to(device)
-    scale, half, pairs = size**-0.5, partial(merge_bipartite, ratio=0.5), partial(merge_pairs, rank=K)
+    lists = Lists(tables(frames, side, device)[0], frames * side**2)
+    beside = Lists(side_by_side(lists.index, K), lists.tokens)
     calls = {
         "not merged, gathered at once": partial(gather_attention, q, x, x, lists, backend="reference"),
         "not merged, as the node does it": partial(gather_attention, q, x, x, lists),
-        "half merged, gathered at once": partial(merged_attention, q, x, x, lists, scale, half, EVERYTHING),
-        "half merged, as the node does it": partial(merged_attention, q, x, x, lists, scale, half),
-        "pairs merged, as the node does it": partial(merged_attention, q, x, x, lists, scale, pairs),
+        "half merged, gathered at once": partial(merged_attention, q, x, x, lists, backend="reference"),
+        "half merged, as the node does it": partial(merged_attention, q, x, x, lists),
+        "pairs merged, as the node does it": partial(merged_attention, q, x, x, beside, matching="neighbours"),
     }
     lines = ["| lists | ms a frame | peak MB |", "|---|--:|--:|"]
     for name, call in calls.items():
         lines.append(f"| {name} | {milliseconds(call, device, runs):.0f} | {peak_bytes(call, device) / 1e6:.0f} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return lines
+
+
+def tables(frames: int, side: int, device: torch.device) -> torch.Tensor:
+    """The lists of a made-up clip, [F, N, L]."""
+    generator = torch.Generator().manual_seed(0)
+    matches = torch.randint(side**2, (2, frames - 1, side**2, K), generator=generator, dtype=torch.int32)
+    return all_lists(Correspondence(*matches, (side, side), 0, 9, ""), 0, device)
+
+
+def operations(device: torch.device) -> list[str]:
+    """Of half merged lists: counted here with few tokens, of which a call on any device takes all at once."""
+    side, heads, size = 6, 2, 4
+    lines = ["| frames | one call for all | frame by frame |", "|--:|--:|--:|"]
+    for frames in (2, 8, LAYER[device.type][0]):
+        x = torch.randn(1, heads, frames, side**2, size, device=device)
+        tokens = x.flatten(2, 3)
+        index = tables(frames, side, device)
+        whole, parts = (Lists(part, tokens.shape[2]) for part in (index.flatten(0, 1), index[0]))
+        with Operations() as at_once:
+            merged_attention(tokens, tokens, tokens, whole, backend="chunked")
+        with Operations() as by_frame:
+            for frame in range(frames):
+                merged_attention(x[:, :, frame], tokens, tokens, parts, backend="chunked")
+        lines.append(f"| {frames} | {at_once.count} | {by_frame.count} |")
         print(lines[-1], file=sys.stderr, flush=True)
     return lines
 
@@ -97,8 +121,15 @@ float32, {list} tokens in a list. Queries, keys and values are one tensor, as wi
 {attention}
 
 Merging was made to save the memory of gathered tokens, but tokens must be gathered before they are merged. Taking a
-few queries at a time is what bounds memory, at any length of the clip. With it, bipartite merging saves neither memory
-nor time; merging pairs, which needs no matching, saves some time."""
+few queries at a time is what bounds memory, at any length of the clip.
+
+## What a call asks of the device
+
+Operations of torch, views left out, for the half merged lists of one layer's call: about the launches on a GPU
+without Triton. More tokens than a chunk holds take as many again for each chunk. The fused kernel is one launch, and
+what lays its tokens out.
+
+{operations}"""
 
 
 def report(device: torch.device, runs: int) -> str:
@@ -112,6 +143,7 @@ def report(device: torch.device, runs: int) -> str:
         frames=FRAMES, side=SIDE, size=SIZE, k=K, layer=LAYER[device.type], list=(LAYER[device.type][0] - 1) * K,
         matching="\n".join(matching(device, runs)),
         attention="\n".join(attention(device, runs)),
+        operations="\n".join(operations(device)),
     )  # fmt: skip
 
 

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import attention_map, em_values, gather_attention, reduce_rows, str_loss, windowed_topk
+from ..kernels import (
+    Lists,
+    attention_map,
+    em_values,
+    gather_attention,
+    merged_attention,
+    nearest,
+    reduce_rows,
+    str_loss,
+    windowed_topk,
+)
 from ..kernels.em.reference import directions
 from ..kernels.str_loss.reference import score_of_maps
 
@@ -114,14 +124,37 @@ def topk_case(F, height, width, D, window, device, dtype, fused: bool) -> Case:
 def gather_case(H, M, L, D, device, dtype, fused: bool) -> Case:
     q, k, v = torch.randn(3, H, M, D, device=device).to(dtype)
     index = torch.randint(0, M, (M, L), device=device)
+    lists = Lists(index, M)
 
     def eager():
         weights = (k[:, index] @ q[..., None])[..., 0].mul(D**-0.5).softmax(-1, dtype=torch.float32)
         return (weights.to(dtype)[:, :, None] @ v[:, index])[:, :, 0]
 
-    calls = {"eager": eager, **forms(lambda backend: gather_attention(q, k, v, index, backend=backend), fused)}
+    calls = {"eager": eager, **forms(lambda backend: gather_attention(q, k, v, lists, backend=backend), fused)}
     moved = size_of(q, k, v, q) + 4 * M * L
     return Case("gather_attention", f"H={H} queries={M} list={L} D={D}", calls, moved, 4 * H * M * L * D)
+
+
+def merged_case(H, M, L, D, device, dtype, fused: bool) -> Case:
+    """Half of every list merged; one tensor is queries, keys and values, as COVE has it."""
+    x = torch.randn(1, H, M, D, device=device).to(dtype)
+    lists = Lists(torch.randint(0, M, (M, L), device=device), M)
+    call = lambda backend: merged_attention(x, x, x, lists, backend=backend)  # noqa: E731
+    calls = {"eager": lambda: call("reference"), **forms(call, fused)}
+    flops = 2 * M * H * D * ((L + 1) // 2 * (L // 2) + 2 * L)
+    return Case("merged_attention", f"H={H} queries={M} list={L} D={D}", calls, size_of(x, x) + 4 * M * L, flops)
+
+
+def nearest_case(F, M, N, C, device, dtype, fused: bool) -> Case:
+    """Every frame against its batch's keyframe and the one before, as TokenFlow has it."""
+    here, there = (torch.randn(sets, N, C, device=device).to(dtype) for sets in (F, M))
+    pairs = [(f, m) for f in range(F) for m in {f * M // F, max(0, f * M // F - 1)}]
+    calls = {
+        "eager": lambda: nearest(here, there, pairs, backend="reference"),
+        **forms(lambda backend: nearest(here, there, pairs, backend=backend), fused),
+    }
+    moved = size_of(here, there) + 8 * len(pairs) * N
+    return Case("nearest", f"frames={F} keyframes={M} N={N} C={C}", calls, moved, 2 * len(pairs) * N * N * C)
 
 
 def em_case(rows, T, K, D, device, dtype, fused: bool) -> Case:
@@ -154,6 +187,8 @@ def papers(device, fused: bool) -> Iterator[Case]:
         for window in (3, 9, 15, 127):
             yield topk_case(20, 64, 64, D, window, device, half, fused)
     yield gather_case(8, 20 * 4096, 57, 40, device, half, fused)
+    yield merged_case(8, 20 * 4096, 57, 40, device, half, fused)
+    yield nearest_case(90, 12, 4096, 320, device, half, fused)
     yield em_case(8, 20 * 4096, 256, 40, device, half, fused)
 
 
@@ -166,4 +201,6 @@ def reduced(device, fused: bool) -> Iterator[Case]:
     for window in (3, 9, 95):
         yield topk_case(3, 48, 48, 160, window, device, single, fused)
     yield gather_case(4, 4096, 57, 40, device, single, fused)
+    yield merged_case(4, 1024, 57, 40, device, single, fused)
+    yield nearest_case(8, 2, 1024, 160, device, single, fused)
     yield em_case(4, 4 * 4096, 256, 40, device, single, fused)

@@ -8,6 +8,7 @@ from statistics import median
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -> int:
@@ -52,3 +53,14 @@ def milliseconds(call: Callable[[], object], device: str | torch.device = "cpu",
             torch.cuda.synchronize(device)
         times.append(1e3 * (clock() - start))
     return median(times[1:])
+
+
+class Operations(TorchDispatchMode):
+    """`with Operations() as seen: ...` leaves in `seen.count` how many operations torch ran, views left out: about the
+    launches of the same code on a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..backbones.loading import load_backbone
+from ..backbones.diffusers.loading import load_backbone
 from ..measure.clip_direction import best, direction_of, scores
 from ..methods.adaptation import candidates
 from ..toyworld import world

@@ -16,7 +16,7 @@ from itertools import product
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backbones.loading import load_backbone
+from ..backbones.diffusers.loading import load_backbone
 from ..engine.edit import edit
 from ..engine.inversion import invert
 from ..engine.plan import PLAIN, EditPlan

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..backbones.loading import load_backbone
+from ..backbones.diffusers.loading import load_backbone
 from ..engine.edit import edit
 from ..engine.inversion import invert
 from ..engine.plan import PLAIN

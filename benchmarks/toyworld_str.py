@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from ..backbones.loading import load_backbone
+from ..backbones.diffusers.loading import load_backbone
 from ..engine.edit import edit
 from ..engine.inversion import invert
 from ..engine.monitor import Recording

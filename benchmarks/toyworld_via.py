@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backbones.loading import load_backbone
+from ..backbones.diffusers.loading import load_backbone
 from ..backbones.lora import adapt
 from ..engine.edit import edit
 from ..engine.inversion import add_noise

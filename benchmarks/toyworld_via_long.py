@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..backbones.loading import load_backbone
+from ..backbones.diffusers.loading import load_backbone
 from ..engine.edit import edit
 from ..engine.inversion import add_noise
 from ..engine.plan import PLAIN

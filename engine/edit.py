@@ -128,12 +128,24 @@ class _Edit:
     # ---- controls around a step -------------------------------------------------------------------------------------
 
     def _acted(self, seam: str, predict: Predict, latents: Tensor, source: Trajectory, level: int) -> Tensor:
-        """The latents after the controls of every region, each inside its own mask."""
-        for part in self.parts:
-            for control in part.plan.acting_at(seam):
-                step = self._step(predict, part, latents, source, level)
-                moved = getattr(control, seam)(step)
-                latents = moved if part.weight is None else torch.where(part.weight.to(moved) > 0, moved, latents)
+        """The latents after the controls of every region, each where the region is; where regions overlap, their mean.
+
+        A control of the whole plan is told each region's prompt in turn.
+        """
+        moved = [self._chained(seam, predict, part, latents, source, level) for part in self.parts]
+        if all(m is latents for m in moved) or self.parts.total is None:
+            return moved[0]
+        here = [(part.weight > 0).to(latents) for part in self.parts]
+        count = sum(here)
+        mean = sum(h * m for h, m in zip(here, moved)) / count.clamp(min=1)
+        return torch.where(count > 0, mean, latents)
+
+    def _chained(
+        self, seam: str, predict: Predict, part: Part, latents: Tensor, source: Trajectory, level: int
+    ) -> Tensor:
+        """The latents after one region's controls, one after the other."""
+        for control in part.plan.acting_at(seam):
+            latents = getattr(control, seam)(self._step(predict, part, latents, source, level))
         return latents
 
     def _step(self, predict: Predict, part: Part, latents: Tensor, source: Trajectory, level: int) -> Step:

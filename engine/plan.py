@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -72,6 +73,7 @@ class Control:
     """One change to a run. A method subclasses this and overrides only the seams it acts at; these do nothing."""
 
     slot: ClassVar[Slot] = "output"
+    title: ClassVar[str] = ""  # as its node is called, where that is not the class's name in words
 
     def needs(self) -> Needs:
         return Needs()
@@ -209,12 +211,8 @@ def _conflict(one: Control, other: Control) -> str | None:
 
 def name_of(control: Control) -> str:
     """A control as a user knows it: `CorrespondenceAttention` -> Correspondence Attention."""
-    name = type(control).__name__
-    spaced = "".join(
-        f" {c}" if i and c.isupper() and not (name[i - 1].isupper() and name[i + 1 : i + 2].isupper()) else c
-        for i, c in enumerate(name)
-    )
-    return spaced
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(control).__name__)
+    return control.title or words
 
 
 def require_mask(mask: Tensor) -> Tensor:

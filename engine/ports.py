@@ -46,7 +46,7 @@ class Denoiser(Model, Protocol):
         ...
 
     def free(self) -> int | None:
-        """Bytes that an evaluation may still take where the network is; None where nothing limits it."""
+        """Bytes that an evaluation may still take where the network is; None where nothing is known to limit it."""
         ...
 
 

@@ -148,4 +148,10 @@ def _twin(rows: Inputs, role: Role, prompt: Prompt) -> Row | None:
 
 
 def _alike(a: Prompt, b: Prompt) -> bool:
-    return a is b or a.cond is b.cond or (a.encoder, a.text, a.frames, 1) == (b.encoder, b.text, b.frames, a.frames)
+    """Whether two prompts say the same to the network."""
+    if a is b or a.cond is b.cond:
+        return True
+    if (a.encoder, a.text, a.frames) != (b.encoder, b.text, b.frames) or a.cond.keys() != b.cond.keys():
+        return False
+    tensors = all(isinstance(x, Tensor) for cond in (a.cond, b.cond) for x in cond.values())
+    return tensors and all(torch.equal(a.cond[name], b.cond[name]) for name in a.cond)

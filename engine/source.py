@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from .schedule import Schedule
@@ -88,8 +87,11 @@ class Noised(_Shared):
     model: str = ""  # any network of this schedule may start here
 
     def __post_init__(self):
-        if self.clean.ndim != 4 or torch.broadcast_shapes(self.clean.shape, self.eps.shape) != self.clean.shape:
-            raise ValueError(f"want latents [F, C, h, w] and noise for them, got {list(self.clean.shape)}")
+        sizes = zip(reversed(self.eps.shape), reversed(self.clean.shape))
+        if self.clean.ndim != 4 or self.eps.ndim > 4 or any(n not in (1, want) for n, want in sizes):
+            raise ValueError(
+                f"want latents [F, C, h, w] and noise for them, got {list(self.clean.shape)} and {list(self.eps.shape)}"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..backbones.loading import load_backbone
+from ..backbones.diffusers.loading import load_backbone
 from ..engine.edit import edit
 from ..engine.inversion import invert
 from ..engine.monitor import Monitor

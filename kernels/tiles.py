@@ -12,6 +12,11 @@ def tile_budget(device: torch.device) -> int:
     return 2**18 if device.type == "cpu" else 2**22
 
 
+def gather_budget(device: torch.device) -> int:
+    """Gathered numbers held at once per operand: 16 MB of float32, on a GPU 256 MB, so that a call is few launches."""
+    return 2**22 if device.type == "cpu" else 2**26
+
+
 def row_tiles(rows: int, row_elements: int, budget: int) -> Iterator[slice]:
     """Slices that cover `rows` rows, each of at most `budget` elements (but never less than one row)."""
     step = max(1, budget // max(1, row_elements))

@@ -4,7 +4,6 @@ str_match     STR-Match: optimise the latent so that its spatio-temporal relevan
 latent_blend  keep the source outside a mask
 correspondence            COVE: what is where in the other frames, by diffusion features
 correspondence_attention  COVE: every token attends to its own matches
-merging                   COVE: tokens of one list merged as ToMe does
 spatio_temporal           every frame attends to all frames
 injection                 the source's residual features, queries and keys in the first steps
 gather_swap   VIA: all frames attend to the keys and values of a few

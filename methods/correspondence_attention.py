@@ -13,11 +13,11 @@ differs  the paper does not say where its attention acts. Its equation 13 has ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -26,15 +26,11 @@ from ..engine.correspondence import Correspondence
 from ..engine.plan import Control, Needs, Slot
 from ..engine.source import Trajectory
 from ..engine.words import Model, Prompt
-from ..kernels import gather_attention
-from ..kernels.tiles import computing_dtype, row_tiles
-from .merging import merge_bipartite, merge_pairs
+from ..kernels import Lists, gather_attention, merged_attention
 
 Tokens = Literal["output", "projected"]
 Levels = Literal["finest", "all"]
 Merging = Literal["bipartite", "pairs"]
-Merge = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-BUDGET = 2**22  # gathered numbers held at once where lists are merged, 16 MB in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +84,11 @@ class CorrespondenceAttention(Control):
                 f"the correspondence was found with another model (fingerprint {self.found.model}) than "
                 f"'{model.name}' ({model.fingerprint}), which is to edit: make it with that one"
             )
-        guided = [s for s in model.sites if s.kind == "spatial" and self._octaves(s.level) is not None]
-        at_its_level = [p for p in (*model.sites, *model.blocks) if p.level == self.found.level]
-        frames, *grid = model.grid(at_its_level[0], trajectory.shape)
-        self.found.require(frames, tuple(grid))
-        if not guided:
+        there = [p for p in (*model.sites, *model.blocks) if p.level == self.found.level]
+        if there:
+            frames, *grid = model.grid(there[0], trajectory.shape)
+            self.found.require(frames, tuple(grid))
+        if not there or not any(s.kind == "spatial" and self._octaves(s.level) is not None for s in model.sites):
             raise ValueError(
                 f"'{model.name}' has no self-attention at the resolution of this correspondence: choose levels "
                 "'all', or another up_block where the correspondence is made"
@@ -113,72 +109,65 @@ class CorrespondenceAttention(Control):
         return guided if self.strength == 1 else torch.lerp(plain, guided, self.strength)
 
     def _guided(self, call: Call, octaves: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of q [R, F, H, N, D] over each token's own list, in the frames that this call has."""
-        found = self.found.to(q.device)
-        keys = rearrange(k, "r f h n d -> r h (f n) d")
+        """Attention of q [R, F, H, N, D] over each token's own list, all frames of the call at once."""
+        call.run.monitor.check()
+        lists = self._lists(call, octaves, q.device)
+        queries, keys = (rearrange(x, "r f h n d -> r h (f n) d") for x in (q, k))
         values = keys if v is k else rearrange(v, "r f h n d -> r h (f n) d")
-        out = []
-        for at, frame in enumerate(call.frames):
-            call.run.monitor.check()
-            tokens = q[:, at], keys, values, lists_of(found, frame, octaves, call.frames)
-            if self.merge_ratio:
-                out.append(merged_attention(*tokens, call.scale, self._merge))
-            else:
-                out.append(gather_attention(*tokens, scale=call.scale))
-        return torch.stack(out, 1)
+        if not self.merge_ratio:
+            out = gather_attention(queries, keys, values, lists, scale=call.scale)
+        elif self.merging == "pairs":
+            out = merged_attention(queries, keys, values, lists, matching="neighbours", scale=call.scale)
+        else:
+            out = merged_attention(queries, keys, values, lists, ratio=self.merge_ratio, scale=call.scale)
+        return rearrange(out, "r h (f n) d -> r f h n d", f=q.shape[1])
 
-    def _merge(self, keys: Tensor, values: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.merging == "pairs":
-            return merge_pairs(keys, values, there, self.found.top_k)
-        return merge_bipartite(keys, values, there, self.merge_ratio)
+    def _lists(self, call: Call, octaves: int, device: torch.device) -> Lists:
+        """The lists of the frames that a call has, made once a run."""
+        key = self, octaves, device, call.frames
+        if key not in call.run.kept:
+            made = all_lists(self.found, octaves, device, call.frames)
+            made = side_by_side(made, self.found.top_k) if self.merge_ratio and self.merging == "pairs" else made
+            call.run.kept[key] = Lists(made.flatten(0, 1), made.shape[0] * made.shape[1])
+        return call.run.kept[key]
 
 
-def merged_attention(
-    q: Tensor, keys: Tensor, values: Tensor, lists: Tensor, scale: float, merge: Merge, budget: int = BUDGET
+def all_lists(
+    found: Correspondence, octaves: int = 0, device: torch.device | str = "cpu", among: tuple[int, ...] | None = None
 ) -> Tensor:
-    """As `gather_attention`, with each query's own list merged before.
+    """[F, N, (F-1) K] int32: the tokens of the other frames that each token looks at, numbered f * N + n.
+
+    Frames ascending, in each the best match first; -1 is padding.
 
     Args:
-        q: [R, H, M, D].
-        keys, values: [R, H, T, D].
-        lists: [M, L] into the T tokens; -1 is padding.
-        merge: keys, values [R, m, L, H D] and which are there [R, m, L] -> the same of fewer.
-        budget: gathered numbers held at once; queries are taken a few at a time.
+        octaves: tokens are those of a grid coarser by that many halvings, and ask the place in their middle.
+        among: the frames that are there, ascending, of F or fewer; all by default. Lists hold their tokens alone,
+            numbered by a frame's position among them. Matches are followed through the frames that are not there.
     """
-    rows, heads, queries, size = q.shape
-    together = [rearrange(x, "r h t d -> r t (h d)") for x in ((keys,) if values is keys else (keys, values))]
-    out = []
-    for some in row_tiles(queries, rows * lists.shape[1] * heads * size, budget):
-        there, at = lists[some] >= 0, lists[some].clamp(min=0).long()
-        gathered = [x[:, at].to(computing_dtype(q.dtype)) for x in together]
-        *merged, left = merge(gathered[0], gathered[-1], there.expand(rows, *there.shape))
-        k, v = (rearrange(x, "r m l (h d) -> r h m l d", h=heads) for x in merged)
-        logits = (k @ q[:, :, some, :, None].to(k))[..., 0] * scale
-        weights = logits.masked_fill(~left[:, None], torch.finfo(k.dtype).min).softmax(-1)
-        out.append((weights[..., None, :] @ v)[..., 0, :])
-    return torch.cat(out, 2).to(q.dtype)
-
-
-def lists_of(found: Correspondence, frame: int, octaves: int = 0, among: Sequence[int] | None = None) -> Tensor:
-    """[N, (F-1) K] int32: the tokens of the other frames that each token of a frame looks at, numbered f * N + n.
-
-    Frames ascending, in each the best match first; -1 is padding. With `octaves`, tokens are those of a grid coarser
-    by that many halvings, and ask the place in their middle. With `among`, frames are these of the clip alone, and f
-    counts in them.
-    """
-    among = range(found.frames) if among is None else among
+    among = tuple(range(found.frames)) if among is None else tuple(among)
     (height, width), stride = found.grid, 2**octaves
     h, w = _coarser(found.grid, octaves)
-    device = found.forward.device
-    rows = (torch.arange(h, device=device) * stride + stride // 2).clamp(max=height - 1)
-    columns = (torch.arange(w, device=device) * stride + stride // 2).clamp(max=width - 1)
-    matches = found.matches(frame, (rows[:, None] * width + columns).flatten())
-    others = [(i, other) for i, other in enumerate(among) if other != frame]
-    numbers, others = (torch.tensor(n, device=device) for n in zip(*others))
-    matches = matches[others]
-    tokens = matches // width // stride * w + matches % width // stride
-    tokens = (tokens + (numbers * h * w)[:, None, None]).masked_fill(matches < 0, -1)
-    return rearrange(tokens, "f n k -> n (f k)").int()
+    rows = (torch.arange(h) * stride + stride // 2).clamp(max=height - 1)
+    columns = (torch.arange(w) * stride + stride // 2).clamp(max=width - 1)
+    middles = (rows[:, None] * width + columns).flatten()
+    lists = []
+    for frame in among:
+        others = [position for position, other in enumerate(among) if other != frame]
+        matches = found.matches(frame, middles)[[among[position] for position in others]]
+        tokens = matches // width // stride * w + matches % width // stride
+        first = torch.tensor(others, dtype=torch.int32, device=matches.device) * (h * w)
+        tokens = (tokens + first[:, None, None]).masked_fill(matches < 0, -1)
+        lists.append(rearrange(tokens, "f n k -> n (f k)"))
+    return torch.stack(lists).to(device)
+
+
+def side_by_side(lists: Tensor, rank: int) -> Tensor:
+    """Lists [..., f K] with the matches of one rank in two frames that follow each other next to each other.
+
+    A last frame without another gets padding beside it: [..., 2 ceil(f / 2) K].
+    """
+    odd = lists.shape[-1] // rank % 2 * rank
+    return rearrange(F.pad(lists, (0, odd), value=-1), "... (f two k) -> ... (f k two)", two=2, k=rank)
 
 
 def _coarser(grid: tuple[int, int], octaves: int) -> tuple[int, int]:

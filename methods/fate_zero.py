@@ -93,6 +93,7 @@ class FateZero(Control):
     """
 
     slot: ClassVar[Slot] = "map"
+    title: ClassVar[str] = "FateZero"
 
     words: tuple[str, ...] = ()
     self_share: float = 0.8

@@ -104,6 +104,7 @@ class GatherSwap(Control):
     """
 
     slot: ClassVar[Slot] = "keys"
+    title: ClassVar[str] = "Gather-Swap Attention"
 
     group: int | tuple[int, ...] = 4
     layers: Layers = "self_and_cross"

@@ -22,16 +22,15 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.call import Attend, Call, Evaluation
 from ..engine.plan import Control, EditPlan, Needs, Slot, joined_rows
 from ..engine.seeds import generator_for
+from ..kernels import nearest
 from .injection import FeatureInjection
 
 Blend = Literal["sigmoid", "linear"]
-TOKENS_AT_ONCE = 1024  # of a frame, compared with all of a keyframe's
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class TokenFlow(Control):
     """
 
     slot: ClassVar[Slot] = "output"
+    title: ClassVar[str] = "TokenFlow"
 
     batch: int = 8
     blend: Blend = "sigmoid"
@@ -95,21 +95,23 @@ class TokenFlow(Control):
         if not keyframes.gathering:
             return self._carried(call, keyframes)
         out = _together(call, attend)
-        keyframes.held[call.site.layer] = _directions(call.source), out
+        keyframes.held[call.site.layer] = call.source.tokens[0], out
         return out
 
     def _carried(self, call: Call, keyframes: Keyframes) -> Tensor:
         """[R, F, H, n, D]: what the keyframes' attention gave, at the nearest tokens."""
         there, out = keyframes.held[call.site.layer]
-        carried = []
-        for here, frame in zip(_directions(call.source), call.frames):
-            m = frame // self.batch
-            taken = out[:, m, :, _nearest(here, there[m])]
-            if m > 0:
-                before = out[:, m - 1, :, _nearest(here, there[m - 1])]
-                taken = torch.lerp(before, taken, self.weight(frame, keyframes.frames))
-            carried.append(taken)
-        return torch.stack(carried, 1)
+        here, frames = call.source.tokens[0], call.frames
+        own = [frame // self.batch for frame in frames]
+        later = [i for i, m in enumerate(own) if m > 0]  # those with a batch before
+        places = nearest(here, there, [*enumerate(own), *((i, own[i] - 1) for i in later)])
+        taken = _at(out, own, places[: len(own)])
+        if later:
+            before = _at(out, [own[i] - 1 for i in later], places[len(own) :])
+            weights = [self.weight(frames[i], keyframes.frames) for i in later]
+            weights = torch.tensor(weights, dtype=out.dtype, device=out.device)[:, None, None, None]
+            taken[:, later] = torch.lerp(before, taken[:, later], weights)
+        return taken
 
     def weight(self, frame: int, frames: int) -> float:
         """Of the keyframe of a frame's own batch, against that of the batch before."""
@@ -150,12 +152,7 @@ def _together(call: Call, attend: Attend) -> Tensor:
     return joined_rows(call.rows, parts)
 
 
-def _directions(source: Call) -> Tensor:
-    """[F, n, C] of length 1: the source's tokens as the layer takes them."""
-    tokens = source.tokens[0]
-    return F.normalize(tokens if tokens.dtype == torch.float64 else tokens.float(), dim=-1)
-
-
-def _nearest(here: Tensor, there: Tensor) -> Tensor:
-    """[n] indices of `there` [m, C] by the cosine to each of `here` [n, C]."""
-    return torch.cat([(some @ there.mT).argmax(-1) for some in here.split(TOKENS_AT_ONCE)])
+def _at(out: Tensor, keyframes: list[int], places: Tensor) -> Tensor:
+    """[R, P, H, n, D]: of some keyframes of out [R, M, H, m, D] the tokens at places [P, n]."""
+    out = out[:, keyframes]
+    return out.gather(3, places[None, :, None, :, None].expand(*out.shape[:3], -1, out.shape[4]))

@@ -5,8 +5,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.v0_0_2 import io
 
+from ..backbones.diffusers.loading import DTYPES, load_backbone
 from ..backbones.files import stamp, walk
-from ..backbones.loading import DTYPES, load_backbone
 from ..backbones.memory import ComfyMemory
 from . import sockets
 from .host import check

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..backbones.text import prompt_of
+from ..backbones.diffusers.text import prompt_of
 from ..engine.plan import PLAIN, Control, EditPlan
 from ..engine.words import Prompt
 

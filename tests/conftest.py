@@ -134,7 +134,7 @@ def tiny_instruct64(_instruct64):
 
 
 def _load(folder):
-    from weft.backbones.loading import load_backbone
+    from weft.backbones.diffusers.loading import load_backbone
     from weft.backbones.memory import PlainMemory
 
     return load_backbone(folder, dtype="float32", memory=PlainMemory("cpu"))

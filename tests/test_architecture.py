@@ -24,7 +24,7 @@ BELOW = {  # folder -> the folders it may import
 }
 FILES = {str(p.relative_to(ROOT)): p for folder in BELOW for p in sorted((ROOT / folder).rglob("*.py"))}
 COMFYUI = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server", "execution"}
-KNOWS_COMFYUI = re.compile(r"nodes/.*|backbones/(comfy_model|memory)\.py")
+KNOWS_COMFYUI = re.compile(r"nodes/.*|backbones/(comfy/.*|memory\.py)")
 KNOWS_DIFFUSERS = re.compile(r"(backbones|vision|toyworld)/.*")
 KNOWS_TRITON = re.compile(r"kernels/\w+/fused\w*\.py")
 # only when something asks for them
@@ -37,10 +37,10 @@ def name(request):
 
 
 def imports(name):
-    """(module, whether it is one of ours) of every import in a file, except those for type checkers only."""
+    """(module, whether it is one of ours) of every import in a file, those for type checkers alone included."""
     path = FILES.get(name, ROOT / name)
     folder = path.relative_to(ROOT).parts[:-1]
-    for node in _running(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield _absolute(alias.name)
@@ -57,14 +57,6 @@ def _absolute(module):
     return (module.removeprefix("weft."), True) if module.startswith("weft.") else (module, False)
 
 
-def _running(tree):
-    if isinstance(tree, ast.If) and "TYPE_CHECKING" in ast.unparse(tree.test):
-        return
-    yield tree
-    for child in ast.iter_child_nodes(tree):
-        yield from _running(child)
-
-
 def test_imports_point_down(name):
     folder = name.split("/")[0]
     for module, ours in imports(name):
@@ -73,10 +65,58 @@ def test_imports_point_down(name):
             assert other in BELOW[folder], f"{folder}/ may not import {other}/ ({module})"
 
 
+# engine/ read from top to bottom: a file imports only those above it.
+ENGINE = (
+    "monitor seeds autograd parts words schedule source call correspondence plan ports probe evaluate regions solver "
+    "inversion edit"
+).split()
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("engine/") and not n.endswith("__init__.py")])
+def test_the_engine_is_a_list_read_from_top_to_bottom(name):
+    place = ENGINE.index(name.removeprefix("engine/").removesuffix(".py"))
+    for module, ours in imports(name):
+        if ours and module.startswith("engine."):
+            assert module.split(".")[1] in ENGINE[:place], f"{name} imports {module}, which stands below it"
+
+
+def test_there_is_no_circle():
+    """Files that import each other, in a round or in a larger one, cannot be read one after the other."""
+    arrows = {name: {found for module, ours in imports(name) if ours and (found := _file(module))} for name in FILES}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name in done:
+            return
+        path.append(name)
+        for other in sorted(arrows[name] - {name}):
+            visit(other)
+        done.add(path.pop())
+
+    for name in FILES:
+        visit(name)
+
+
+def _file(module):
+    """The file of `folder.file.name`, or of `folder.file`; None for a package's own names."""
+    parts = module.split(".")
+    for end in (len(parts), len(parts) - 1):
+        if (path := "/".join(parts[:end]) + ".py") in FILES:
+            return path
+    return None
+
+
 @pytest.mark.parametrize("name", [n for n in FILES if n.startswith("vision/")])
 def test_vision_takes_only_loading_and_memory_from_backbones(name):
-    taken = {module.split(".")[1] for module, ours in imports(name) if ours and module.startswith("backbones.")}
-    assert taken <= {"loading", "memory"}, taken
+    taken = {module for module, ours in imports(name) if ours and module.startswith("backbones.")}
+    allowed = (
+        "backbones.memory.",
+        "backbones.files.",
+        "backbones.diffusers.loading.",
+        "backbones.diffusers.model_folder.",
+    )
+    assert all(module.startswith(allowed) for module in taken), taken
 
 
 @pytest.mark.parametrize(
@@ -113,7 +153,7 @@ def test_the_library_is_light():
     rooms = ("engine", "methods", "vision", "measure")
     files = [p.relative_to(ROOT).with_suffix("") for room in rooms for p in (ROOT / room).rglob("*.py")]
     modules = [".".join(("weft", *file.parts)).removesuffix(".__init__") for file in files]
-    modules += ["weft.kernels", "weft.backbones.loading", "weft.toyworld.world"]
+    modules += ["weft.kernels", "weft.backbones.diffusers.loading", "weft.toyworld.world"]
     code = f"import sys, {', '.join(modules)}; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
@@ -128,7 +168,7 @@ def test_every_package_has_its_folder_here():
 PRIVATE = re.compile(  # where this was made, and where its packages came from, is nobody's business
     r"(?<![\w.~])/(root|work|home)/\w"
     r"|--(extra-)?index-url"
-    r"|https?://(?!(127\.0\.0\.1|localhost|github\.com|www\.apache\.org)\b)[a-z0-9]"
+    r"|https?://(?!(127\.0\.0\.1|localhost|github\.com|git-lfs(\.github\.com)?|www\.apache\.org)\b)[a-z0-9]"
 )
 
 

@@ -65,7 +65,7 @@ def half_mask() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def stage(request, tmp_path_factory):
     """For a kind of model: (backbone, the source's trajectory, a correspondence)."""
-    from weft.backbones.loading import load_backbone
+    from weft.backbones.diffusers.loading import load_backbone
     from weft.backbones.memory import PlainMemory
     from weft.tests.tiny import make_folder
 
@@ -118,7 +118,7 @@ def test_methods_act_together_or_are_refused_at_once(stage, names, request):
 @pytest.mark.parametrize("stage", ["image"], indirect=True)
 def test_a_refusal_names_both_methods(stage, names):
     found = stage[2]
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match="cannot act together") as refusal:
         run(stage, *names)
     for name in names:
         assert name_of(NAMES[name](found)) in str(refusal.value)

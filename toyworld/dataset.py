@@ -4,33 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import world
+from . import scenes, world
 
 CLIPS, CLIPS_SEED = 3000, 1234  # the training set; every other seed is held out
+SCENE_COUNTS = (0, 1, 1, 2, 2, 2)  # sprites of a scene, each as often as it is written here
 PREFIXES = ("a video of ", "a photo of ", "make it ", "turn it into ")
 
 
 def training_set(out: Path, runs: Path, clips: int = CLIPS) -> tuple[Tensor, Tensor, list[str]]:
     """(latents [n, F, 4, h, w], sprite cells [n, F, h, w] bool, captions), cached in `runs`."""
-    from diffusers import AutoencoderKL
-
     generator = torch.Generator().manual_seed(CLIPS_SEED)
     batches = [world.draw(100, generator) for _ in range(math.ceil(clips / 100))]
-    cells = torch.cat([F.max_pool2d(world.sprite_alpha(b), 4) > 0.3 for b in batches])
+    cells = torch.cat([_cells(world.sprite_alpha(b)) for b in batches])
     sentences = [s for b in batches for s in world.captions(b)]
+    return _latents(f"latents-{clips}", out, runs, (world.render(b)[0] for b in batches)), cells, sentences
+
+
+def scene_set(out: Path, runs: Path, clips: int = CLIPS) -> tuple[Tensor, Tensor, list[str]]:
+    """The same of scenes with none, one or two sprites."""
+    generator = torch.Generator().manual_seed(CLIPS_SEED)
+    batches = [scenes.draw(100, generator, SCENE_COUNTS) for _ in range(math.ceil(clips / 100))]
+    cells = torch.cat([_cells(scenes.visible(b).amax(1)) for b in batches])
+    sentences = [s for b in batches for s in scenes.captions(b)]
+    return _latents(f"scene-latents-{clips}", out, runs, (scenes.render(b)[0] for b in batches)), cells, sentences
+
+
+def _cells(alpha: Tensor) -> Tensor:
+    return F.max_pool2d(alpha, 4) > 0.3
+
+
+def _latents(name: str, out: Path, runs: Path, videos: Iterable[Tensor]) -> Tensor:
+    from diffusers import AutoencoderKL
+
     vae_id = hashlib.sha256((out / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:8]
-    cache = runs / f"latents-{clips}-{vae_id}.pt"
+    cache = runs / f"{name}-{vae_id}.pt"
     if not cache.exists():
         runs.mkdir(parents=True, exist_ok=True)
         vae = AutoencoderKL.from_pretrained(out / "vae").eval()
-        torch.save(torch.cat([encode(vae, world.render(b)[0]).half() for b in batches]), cache)
-    return torch.load(cache, weights_only=True), cells, sentences
+        partial = cache.with_suffix(f".{os.getpid()}")
+        torch.save(torch.cat([encode(vae, video).half() for video in videos]), partial)
+        partial.replace(cache)  # two runs may make it at the same time
+    return torch.load(cache, weights_only=True)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Trains the image model: the runs `image` and `detail`, on single frames."""
+"""Trains the image models: the runs `image`, `detail` and `epsilon`, on single frames."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from . import text
-from .dataset import CLIPS, PREFIXES, squares_and_circles, training_set
+from .dataset import CLIPS, PREFIXES, scene_set, squares_and_circles, training_set
 from .losses import diffusion_loss
 from .models import assemble, load_text, make_image_unet, refined
 from .training import Loss, Recipe, add_noise, alpha_bars, stratified_timesteps, train
 
-BATCH = {"image": 64, "detail": 48}
+BATCH = {"image": 64, "detail": 48, "epsilon": 48}
 
 
 def train_image(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
@@ -41,8 +41,31 @@ def train_detail(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> N
     assemble("image", unet, out, encoder)
 
 
+def train_epsilon(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
+    """The image model on, to predict the noise, as the papers' models do, with scenes of none, one or two sprites: a
+    model beside it."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    torch.manual_seed(recipe.seed)
+    tokenizer, _ = load_text(out)
+    encoder = CLIPTextModel.from_pretrained(out / "image" / "text_encoder").float()
+    unet = UNet2DConditionModel.from_pretrained(out / "image" / "unet", torch_dtype=torch.float32)
+    data = scene_set(out, runs, clips)
+    loss = image_loss("epsilon", unet, encoder, tokenizer, recipe, data, focus=True, predicts="epsilon")
+    train("epsilon", [unet, encoder], loss, recipe, runs)
+    assemble("epsilon", unet, out, encoder, predicts="epsilon")
+
+
 def image_loss(
-    name: str, unet, encoder, tokenizer, recipe: Recipe, data: tuple[Tensor, Tensor, list[str]], focus: bool = False
+    name: str,
+    unet,
+    encoder,
+    tokenizer,
+    recipe: Recipe,
+    data: tuple[Tensor, Tensor, list[str]],
+    focus: bool = False,
+    predicts: str = "v_prediction",
 ) -> Loss:
     """The loss on single frames; with `focus`, half of them show a square or a circle and are noised to where a shape
     is decided."""
@@ -62,7 +85,10 @@ def image_loss(
         prompt = torch.where(torch.rand(n, 1, generator=generator) < 0.1, empty, ids[prefix, i // frames])
         t = stratified_timesteps(n, generator)
         t = torch.where(torch.arange(n) < n // 2, 100 + t * 6 // 10, t) if focus else t
-        noised, v = add_noise(x, t, torch.randn(x.shape, generator=generator), alpha_bar)
-        return diffusion_loss(unet(noised, t, encoder(prompt)[0]).sample, v, m, step, recipe.steps)
+        noise = torch.randn(x.shape, generator=generator)
+        noised, v = add_noise(x, t, noise, alpha_bar)
+        wanted = noise if predicts == "epsilon" else v
+        noised, wanted, m, t, prompt = (tensor.to(recipe.device) for tensor in (noised, wanted, m, t, prompt))
+        return diffusion_loss(unet(noised, t, encoder(prompt)[0]).sample, wanted, m, step, recipe.steps)
 
     return loss

@@ -58,7 +58,9 @@ def instruct_loss(unet, encoder, tokenizer, recipe: Recipe, pairs: tuple[Tensor,
         given = torch.where(((dice > 0.05) & (dice < 0.15))[..., None], torch.zeros(()), source[i, f])
         t = stratified_timesteps(n, generator)
         noised, v = add_noise(x, t, torch.randn(x.shape, generator=generator), alpha_bar)
-        return diffusion_loss(unet(torch.cat([noised, given], 1), t, prompt).sample, v, m, step, recipe.steps)
+        inputs = torch.cat([noised, given], 1), t, prompt
+        predicted = unet(*(tensor.to(recipe.device) for tensor in inputs)).sample
+        return diffusion_loss(predicted, v.to(recipe.device), m.to(recipe.device), step, recipe.steps)
 
     return loss
 

@@ -47,8 +47,9 @@ def train_judge(recipe: Recipe, runs: Path, out: Path) -> None:
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         pictures, captions = draw_groups(BATCH // (1 + len(EDITS)), generator)
         texts = worded(captions, generator)
-        ids = text.token_ids(tokenizer, [t for t, _ in texts])
-        seen = model.vision_model((worn(pictures, generator) - mean) / std).pooler_output
+        ids = text.token_ids(tokenizer, [t for t, _ in texts]).to(recipe.device)
+        pictures = (worn(pictures, generator) - mean) / std
+        seen = model.vision_model(pictures.to(recipe.device)).pooler_output
         read = model.text_model(ids, attention_mask=torch.ones_like(ids)).pooler_output
         scale = model.logit_scale.exp().clamp(max=LARGEST_SCALE)
         images, words = model.visual_projection(seen), model.text_projection(read)
@@ -86,7 +87,7 @@ def worded(captions: list[str], generator: torch.Generator) -> list[tuple[str, s
 def losses_of(logits: Tensor, said: list[str]) -> dict[str, Tensor]:
     """The symmetric cross entropy of logits [pictures, texts], shared evenly among texts that say the same."""
     names = {s: k for k, s in enumerate(dict.fromkeys(said))}
-    index = torch.tensor([names[s] for s in said])
+    index = torch.tensor([names[s] for s in said], device=logits.device)
     target = (index[:, None] == index).float()
     target = target / target.sum(1, keepdim=True)  # symmetric, so rows and columns alike
     picked = index[logits.argmax(1)] == index

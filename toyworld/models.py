@@ -109,7 +109,7 @@ def load_text(out: Path):
     return CLIPTokenizer.from_pretrained(out / "tokenizer"), encoder
 
 
-def assemble(name: str, unet, out: Path, encoder=None) -> None:
+def assemble(name: str, unet, out: Path, encoder=None, predicts: str = SCHEDULER["prediction_type"]) -> None:
     """Writes `out/<name>`: a diffusers folder in fp16 with its own copy of the VAE, text encoder and tokenizer."""
     import diffusers
 
@@ -117,11 +117,11 @@ def assemble(name: str, unet, out: Path, encoder=None) -> None:
     tokenizer, shared = load_text(out)
     encoder = shared if encoder is None else encoder
     parts = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet}
-    parts["scheduler"] = diffusers.DDIMScheduler(**SCHEDULER)
-    if name == "video":
+    parts["scheduler"] = diffusers.DDIMScheduler(**{**SCHEDULER, "prediction_type": predicts})
+    if name in ("video", "things"):
         pipeline = diffusers.TextToVideoSDPipeline(**parts)
     else:
-        family = {"image": "StableDiffusionPipeline", "instruct": "StableDiffusionInstructPix2PixPipeline"}[name]
+        family = "StableDiffusionInstructPix2PixPipeline" if name == "instruct" else "StableDiffusionPipeline"
         unsafe = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         pipeline = getattr(diffusers, family)(**parts, **unsafe)
     shutil.rmtree(out / name, ignore_errors=True)

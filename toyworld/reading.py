@@ -60,21 +60,27 @@ def find_sprites(video: Tensor, background: Tensor) -> Sprites:
         median[at] = video[at][:, torch.from_numpy(core if core.any() else blob).bool()].median(1).values
         found[at], area[at] = True, float(areas.max())
         centroid[at] = torch.from_numpy(centers[largest]).float() + 0.5  # from pixel indices to pixel_grid's centres
-        x, y = centroid[at].round().int().tolist()
-        window[at] = F.pad(torch.from_numpy(blob), (WINDOW // 2,) * 4)[y : y + WINDOW, x : x + WINDOW]
+        window[at] = windows(torch.from_numpy(blob)[None], centroid[at][None])[0]
     color = torch.cdist(median, world.COLOR_VALUES.expand(n, -1, -1)).argmin(-1)
-    shape = _best_shape(window.flatten(0, 1), area.flatten()).view(n, frames)
+    shape = best_shape(window.flatten(0, 1), area.flatten()).view(n, frames)
     none = torch.tensor(-1)
     return Sprites(found, centroid, color.where(found, none), shape.where(found, none), median, window)
 
 
-def _best_shape(window: Tensor, area: Tensor) -> Tensor:
+def best_shape(window: Tensor, area: Tensor) -> Tensor:
     """[m] index into SHAPES of blobs [m, WINDOW, WINDOW] that cover `area` pixels in all; -1 where nothing overlaps."""
     shape, template = _templates()
     common = window.flatten(1) @ template.T
     overlap = common / (area[:, None] + template.sum(1) - common)
     best, index = overlap.max(1)
     return shape[index].where(best >= LEAST_OVERLAP, torch.tensor(-1))
+
+
+def windows(blobs: Tensor, centers: Tensor) -> Tensor:
+    """[m, WINDOW, WINDOW]: blobs [m, H, W], each cut out around its center (x, y) [m, 2]."""
+    padded = F.pad(blobs, (WINDOW // 2,) * 4)
+    places = centers.round().int().tolist()
+    return torch.stack([b[y : y + WINDOW, x : x + WINDOW] for b, (x, y) in zip(padded, places)])
 
 
 @lru_cache(maxsize=1)

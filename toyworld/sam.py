@@ -8,20 +8,22 @@ clip: a tracker that goes from frame to frame has no better.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import world
+from . import scenes, world
 from .training import Recipe, train
 
 BATCH = 16
 NOT_A_POINT = -1
 FOCAL, DICE, SCORE = 20.0, 1.0, 1.0  # weights of the losses, from the paper
 PIXELS = 255.0  # SAM reads pixels in 0..255
+COUNTS = (1, 2, 2)  # sprites of a picture: two of three show both
+LEAST = 40  # pixels; a sprite of which less is seen is not asked for
+ON_GROUND = 0.15  # share of the clicks
 
 
 def make_sam():
@@ -51,52 +53,74 @@ def make_sam():
 
 
 def train_sam(recipe: Recipe, runs: Path, out: Path) -> None:
-    from safetensors.torch import save_file
+    """On pictures of one sprite, which is what any click means."""
+    torch.manual_seed(recipe.seed)
+    _train("sam", make_sam(), recipe, runs, out, counts=(1,), on_ground=0.0)
+
+
+def train_clicks(recipe: Recipe, runs: Path, out: Path) -> None:
+    """On, with pictures that mostly show two sprites, of which one is asked for, and clicks that are on the background
+    and ask for it: so a click has to be looked at."""
+    from safetensors.torch import load_file
 
     torch.manual_seed(recipe.seed)
     sam = make_sam()
+    sam.load_state_dict(load_file(out / "sam" / "sam.safetensors"))
+    _train("clicks", sam, recipe, runs, out, COUNTS, ON_GROUND)
+
+
+def _train(name: str, sam, recipe: Recipe, runs: Path, out: Path, counts: tuple[int, ...], on_ground: float) -> None:
+    from safetensors.torch import save_file
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        video, sprites, stale = draw_pairs(BATCH, generator)
-        images = sam.image_encoder(sam.preprocess(video * PIXELS))
+        video, sprites, stale, ground = draw_pairs(BATCH, generator, counts)
+        images = sam.image_encoder(sam.preprocess(video.to(recipe.device) * PIXELS))
         half = len(video) // 2  # clicks on the one, boxes on the other
-        clicked, boxed = ask_click(sprites[:half], generator), ask_box(sprites[half:], stale[half:], generator)
+        asked = torch.rand(half, 1, 1, generator=generator) < on_ground
+        things = torch.where(asked, ground[:half], sprites[:half])
+        clicked, boxed = ask_click(things, generator), ask_box(sprites[half:], stale[half:], generator)
         losses = [
-            ask_twice(sam, images[:half], clicked, sprites[:half], generator),
+            ask_twice(sam, images[:half], clicked, things, generator),
             ask_twice(sam, images[half:], boxed, sprites[half:], generator),
         ]
         return {name: (losses[0][name] + losses[1][name]) / 2 for name in losses[0]}
 
-    train("sam", [sam], loss, recipe, runs)
+    train(name, [sam], loss, recipe, runs)
     (out / "sam").mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.half().contiguous() for name, tensor in sam.state_dict().items()}
     save_file(weights, out / "sam" / "sam.safetensors", metadata={"format": "pt"})
 
 
-def draw_pairs(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(pictures [n, 3, H, W], their sprites [n, H, W] bool, the sprites in a neighbouring frame [n, H, W] bool)."""
-    clips = world.draw(n, generator)
-    rows = torch.arange(len(clips))
+def draw_pairs(
+    n: int, generator: torch.Generator, counts: tuple[int, ...] = COUNTS
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(pictures [n, 3, H, W], what is seen of one of their sprites, the same in a neighbouring frame, the background:
+    bool [n, H, W])."""
+    drawn = scenes.draw(n, generator, counts)
+    rows = torch.arange(len(drawn))
     at = torch.randint(1, world.FRAMES - 1, rows.shape, generator=generator)
     neighbour = at + torch.randint(2, rows.shape, generator=generator) * 2 - 1
-    centers = torch.stack([clips.center[rows, at], clips.center[rows, neighbour]], 1)
-    video, alpha = world.render(replace(clips, center=centers))
-    return video[:, 0], alpha[:, 0] > 0.5, alpha[:, 1] > 0.5
+    video, masks = scenes.render(drawn.at(torch.stack([at, neighbour], 1)))
+    seen = masks > 0.5  # [n, sprites, 2 frames, H, W]
+    area = seen.sum((3, 4)).amin(2)
+    which = torch.randint(scenes.MOST, rows.shape, generator=generator)
+    which = torch.where(area[rows, which] >= LEAST, which, area.argmax(1))
+    return video[:, 0], seen[rows, which, 0], seen[rows, which, 1], masks[:, :, 0].sum(1) < 0.5
 
 
 # ---- questions: (points [n, k, 2] as (x, y) of pixel centers, labels [n, k], boxes [n, 4] or None) -------------------
 
 
-def ask_click(sprites: Tensor, generator: torch.Generator):
-    """A click on the sprite and, in a third of them, one beside it."""
-    on, off = pick(sprites, generator), pick(~sprites, generator)
-    second = torch.where(torch.rand(len(sprites), generator=generator) < 1 / 3, 0, NOT_A_POINT)
+def ask_click(things: Tensor, generator: torch.Generator):
+    """A click on the thing and, in a third of them, one beside it."""
+    on, off = pick(things, generator), pick(~things, generator)
+    second = torch.where(torch.rand(len(things), generator=generator) < 1 / 3, 0, NOT_A_POINT)
     labels = torch.stack([torch.ones_like(second), second], 1)
     return torch.stack([on, off], 1), labels, None
 
 
 def ask_box(sprites: Tensor, stale: Tensor, generator: torch.Generator):
-    """A box with noise; half of them are those of a neighbouring frame, grown, with a click on its middle."""
+    """A box with noise; half of them are those of a neighbouring frame, grown, with a click well inside it there."""
     n = len(sprites)
     tracked = torch.rand(n, generator=generator) < 0.5
     shape = torch.where(tracked[:, None, None], stale, sprites)
@@ -104,9 +128,8 @@ def ask_box(sprites: Tensor, stale: Tensor, generator: torch.Generator):
     size = (box[:, 2:] - box[:, :2]).repeat(1, 2)
     noise = (0.1 * torch.randn(n, 4, generator=generator)).clamp(-0.3, 0.3)
     grown = torch.tensor([-1.0, -1, 1, 1]) * 0.2 * torch.rand(n, 1, generator=generator) * tracked[:, None]
-    middle = (box[:, :2] + box[:, 2:]) / 2
     labels = torch.where(tracked, 1, NOT_A_POINT)[:, None]
-    return middle[:, None], labels, (box + size * (noise + grown)).clamp(0, world.SIZE - 1)
+    return inmost(shape)[:, None], labels, (box + size * (noise + grown)).clamp(0, world.SIZE - 1)
 
 
 def pick(where: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,6 +137,13 @@ def pick(where: Tensor, generator: torch.Generator) -> Tensor:
     weight = where.flatten(1).float() + 1e-9
     index = torch.multinomial(weight, 1, generator=generator)[:, 0]
     return torch.stack([index % where.shape[-1], index // where.shape[-1]], 1).float()
+
+
+def inmost(masks: Tensor) -> Tensor:
+    """[n, 2]: the (x, y) of the pixel of each mask [n, H, W] with the most of it around."""
+    around = F.avg_pool2d(masks[:, None].float(), 9, stride=1, padding=4)[:, 0]
+    index = torch.where(masks, around, -1.0).flatten(1).argmax(1)
+    return torch.stack([index % masks.shape[-1], index // masks.shape[-1]], 1).float()
 
 
 def box_of(masks: Tensor) -> Tensor:
@@ -134,16 +164,17 @@ def ask_twice(sam, images: Tensor, question, sprites: Tensor, generator: torch.G
     """Losses of a first answer and of a second, which gets the first and a click where it was wrong."""
     points, labels, boxes = question
     logits, scores = answer(sam, images, points, labels, boxes, None)
-    first = losses_of(logits, scores, sprites, alone=boxes is None)
+    truth = sprites.to(images.device)
+    first = losses_of(logits, scores, truth, alone=boxes is None)
     guess = logits[:, 0].detach()
-    wrong = (guess > 0) != sprites
+    wrong = (guess.cpu() > 0) != sprites
     click = pick(wrong, generator)
     label = sprites[torch.arange(len(sprites)), click[:, 1].long(), click[:, 0].long()].long()
     unasked = ~wrong.flatten(1).any(1) | (torch.rand(len(sprites), generator=generator) < 1 / 3)
     label = torch.where(unasked, NOT_A_POINT, label)
     points, labels = torch.cat([points, click[:, None]], 1), torch.cat([labels, label[:, None]], 1)
     logits, scores = answer(sam, images, points, labels, boxes, guess[:, None])
-    second = losses_of(logits, scores, sprites, alone=False)
+    second = losses_of(logits, scores, truth, alone=False)
     return {
         "loss": first["loss"] + second["loss"],
         "iou": first["iou"],
@@ -154,7 +185,9 @@ def ask_twice(sam, images: Tensor, question, sprites: Tensor, generator: torch.G
 
 def answer(sam, images: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None, masks: Tensor | None):
     """(logits [n, 4, H, W], predicted IoUs [n, 4]): the single answer, then the three for lone clicks."""
-    sparse, dense = sam.prompt_encoder((points, labels), boxes, masks)
+    device = images.device
+    boxes = None if boxes is None else boxes.to(device)
+    sparse, dense = sam.prompt_encoder((points.to(device), labels.to(device)), boxes, masks)
     position = sam.prompt_encoder.get_dense_pe()
 
     def decode(image: Tensor, sparse: Tensor, dense: Tensor):

@@ -2,6 +2,7 @@
 
     python -m weft.toyworld.sample                        # 48 clips of toyworld/weights/video
     python -m weft.toyworld.sample --model image --n 64   # single frames of the image model
+    python -m weft.toyworld.sample --model things         # scenes of none, one or two sprites
     python -m weft.toyworld.sample --weights FOLDER       # any diffusers folder with the same parts
 
 Plain DDIM sampling with classifier-free guidance, no Weft method: what the models can do by themselves. Prints a
@@ -18,13 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import text, world
+from . import scenes, text, world
 from .measure import sample_accuracy
+from .measure_scenes import scene_accuracy
 from .report import bootstrap_interval, contact_sheet
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT_SEED = 4321  # the models are trained on seed 1234
 SHEET_ROWS = 12
+OF_SCENES = ("things", "epsilon")  # models that know none, one or two sprites
 
 
 def load(folder: Path, device: str = "cpu"):
@@ -70,9 +73,13 @@ def sample(
 
 
 def table(scores: dict[str, Tensor]) -> str:
-    """Markdown: the mean over clips of each measure and its 95 % bootstrap interval."""
+    """Markdown: the mean over clips of each measure and its 95 % bootstrap interval. NaN is a clip that has none."""
     lines = ["| measure | mean | 95 % interval |", "|---|---|---|"]
     for name, values in scores.items():
+        values = values[~values.isnan()]
+        if not len(values):
+            lines.append(f"| {name} | - | - |")
+            continue
         low, high = bootstrap_interval(values)
         lines.append(f"| {name} | {values.mean():.3f} | {low:.3f} to {high:.3f} |")
     return "\n".join(lines)
@@ -80,7 +87,7 @@ def table(scores: dict[str, Tensor]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("video", "image"), default="video")
+    parser.add_argument("--model", choices=("video", "image", *OF_SCENES), default="video")
     parser.add_argument("--weights", type=Path, help="diffusers folder (default: toyworld/weights/MODEL)")
     parser.add_argument("--n", type=int, default=48, help="number of clips")
     parser.add_argument("--steps", type=int, default=30)
@@ -91,8 +98,9 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="contact sheet (default: toyworld/runs/samples-MODEL.png)")
     arguments = parser.parse_args()
     pipeline = load(arguments.weights or HERE / "weights" / arguments.model, arguments.device)
-    clips = world.draw(arguments.n, torch.Generator().manual_seed(HELD_OUT_SEED))
-    captions = world.captions(clips)
+    of, judge = (scenes, scene_accuracy) if arguments.model in OF_SCENES else (world, sample_accuracy)
+    clips = of.draw(arguments.n, torch.Generator().manual_seed(HELD_OUT_SEED))
+    captions = of.captions(clips)
     video = torch.cat(
         [
             sample(pipeline, captions[i : i + arguments.batch], arguments.steps, arguments.guidance, arguments.seed + i)
@@ -101,7 +109,7 @@ def main() -> None:
     )
     sheet = arguments.sheet or HERE / "runs" / f"samples-{arguments.model}.png"
     contact_sheet(list(video[:SHEET_ROWS]), sheet, labels=captions[:SHEET_ROWS])
-    print(table(sample_accuracy(video, clips)))
+    print(table(judge(video, clips)))
     print(f"\n`{shlex.join(['python', '-m', 'weft.toyworld.sample', *sys.argv[1:]])}` on {arguments.device}")
     print(f"contact sheet: {sheet}")
 

@@ -5,9 +5,13 @@
     python -m weft.toyworld.train video      # UNet3DConditionModel, its spatial layers started from the image model
     python -m weft.toyworld.train words      # the video model on, with a text encoder of its own
     python -m weft.toyworld.train shapes     # and on, half of it with squares and circles, which it took for one thing
+    python -m weft.toyworld.train things     # and on, with none, one or two sprites: a model beside it
     python -m weft.toyworld.train detail     # the image model on: attention at 16x16, and the words it confused
+    python -m weft.toyworld.train epsilon    # the image model on, to predict the noise: a model beside it
+    python -m weft.toyworld.train crisp      # the VAE's decoder on; no latent changes
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
     python -m weft.toyworld.train sam        # a small SAM, for masks by click; on its own
+    python -m weft.toyworld.train clicks     # and on, with two sprites, so that the click decides which
     python -m weft.toyworld.train detector   # a small OWLv2, for boxes by text; on its own
     python -m weft.toyworld.train clip       # a small CLIP, to judge edits; on its own
 
@@ -25,13 +29,13 @@ from pathlib import Path
 
 from .dataset import CLIPS
 from .detector import train_detector
-from .image_model import train_detail, train_image
+from .image_model import train_detail, train_epsilon, train_image
 from .instruct_model import train_instruct
 from .judge import train_judge
-from .sam import train_sam
+from .sam import train_clicks, train_sam
 from .training import Recipe
-from .vae import train_vae
-from .video_model import train_shapes, train_video, train_words
+from .vae import train_crisp, train_vae
+from .video_model import train_shapes, train_things, train_video, train_words
 
 HERE = Path(__file__).resolve().parent
 RECIPES = {
@@ -40,10 +44,14 @@ RECIPES = {
     "video": Recipe(steps=3000, peak_rate=1.5e-3, seed=3),
     "words": Recipe(steps=1000, peak_rate=1.2e-3, warmup=50, seed=5),
     "shapes": Recipe(steps=650, peak_rate=1.5e-3, warmup=30, ema=0.99, seed=6),
+    "things": Recipe(steps=1500, peak_rate=1e-3, warmup=50, ema=0.99, seed=8),
     "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
+    "epsilon": Recipe(steps=3000, peak_rate=1.5e-3, warmup=50, seed=9),
+    "crisp": Recipe(steps=3000, peak_rate=2e-3, weight_decay=1e-4, warmup=50, ema=0.995, seed=10),
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
     "sam": Recipe(steps=1200, peak_rate=1e-3, seed=1234),
-    "detector": Recipe(steps=2000, peak_rate=1.5e-3, seed=1234),
+    "clicks": Recipe(steps=1000, peak_rate=1e-3, warmup=50, ema=0.99, seed=1234),
+    "detector": Recipe(steps=5000, peak_rate=1.5e-3, seed=1234),
     "clip": Recipe(steps=3000, peak_rate=1.5e-3, seed=1234),
 }
 MODELS = {
@@ -52,13 +60,17 @@ MODELS = {
     "video": train_video,
     "words": train_words,
     "shapes": train_shapes,
+    "things": train_things,
     "detail": train_detail,
+    "epsilon": train_epsilon,
+    "crisp": train_crisp,
     "instruct": train_instruct,
     "sam": train_sam,
+    "clicks": train_clicks,
     "detector": train_detector,
     "clip": train_judge,
 }
-DRAW_AS_THEY_GO = {"vae", "sam", "detector", "clip"}  # the others are trained on a set of clips
+DRAW_AS_THEY_GO = {"vae", "crisp", "sam", "clicks", "detector", "clip"}  # the others are trained on a set of clips
 
 
 def main() -> None:
@@ -66,11 +78,12 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--steps", type=int, help="train for fewer steps than the recipe")
     parser.add_argument("--clips", type=int, default=CLIPS, help="size of the training set")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--runs", type=Path, default=HERE / "runs", help="checkpoints and caches")
     parser.add_argument("--out", type=Path, default=HERE / "weights", help="finished models")
     parser.add_argument("--logs", type=Path, default=HERE / "logs", help="logs of finished runs")
     arguments = parser.parse_args()
-    recipe = RECIPES[arguments.model]
+    recipe = replace(RECIPES[arguments.model], device=arguments.device)
     if arguments.steps:
         recipe = replace(recipe, steps=arguments.steps)
     model = MODELS[arguments.model]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -60,6 +60,7 @@ class Recipe:
     floor: float = 0.02  # final learning rate as a share of the peak
     ema: float = 0.998  # decay of the weight average; 0 keeps the last weights
     seed: int = 0
+    device: str = field(default="cpu", repr=False)  # where it runs; what is drawn at random is drawn on the CPU anyway
 
     def rate(self, step: int) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1, step / self.steps)))
@@ -91,13 +92,14 @@ def train(name: str, modules: Iterable[nn.Module], loss: Loss, recipe: Recipe, f
     """Minimises `loss(step, generator)["loss"]` over the modules' parameters, in place; ends with the averaged weights.
 
     Args:
+        modules: they are moved to the recipe's device, and back to the CPU at the end.
         loss: returns the value to minimise under "loss"; its other entries are logged with it, as running means.
         folder: holds `<name>.pt`, from which a stopped run goes on, and `<name>.log`.
 
     Raises:
         ValueError: the checkpoint in `folder` belongs to another recipe.
     """
-    modules = list(modules)
+    modules = [module.to(recipe.device) for module in modules]
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, foreach=True)
     average = Average(parameters, recipe.ema)
@@ -133,7 +135,7 @@ def train(name: str, modules: Iterable[nn.Module], loss: Loss, recipe: Recipe, f
     if recipe.ema:
         average.write_back()
     for module in modules:
-        module.eval()
+        module.eval().cpu()
 
 
 def _save(path, recipe, step, seconds, modules, optimizer, average, generator) -> None:
@@ -154,13 +156,13 @@ def _save(path, recipe, step, seconds, modules, optimizer, average, generator) -
 
 
 def _restore(path, recipe, modules, optimizer, average, generator) -> tuple[int, float]:
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     if state["recipe"] != str(recipe):
         raise ValueError(f"{path} was made by {state['recipe']}, not by {recipe}: delete it to start anew")
     for module, weights in zip(modules, state["modules"]):
         module.load_state_dict(weights)
     optimizer.load_state_dict(state["optimizer"])
-    average.shadow, average.count = state["average"], state["count"]
+    average.shadow, average.count = [s.to(recipe.device) for s in state["average"]], state["count"]
     generator.set_state(state["generator"])
     torch.set_rng_state(state["global"])
     return state["step"], state["seconds"]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backbones.loading import frozen_module, loaded, read_json, require_readable_weights
+from ..backbones.diffusers.loading import frozen_module, loaded, read_json, require_readable_weights
 from ..backbones.memory import Memory, PlainMemory
 
 log = logging.getLogger(__name__)

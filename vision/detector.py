@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..backbones.loading import frozen_module, loaded, read_json, require_readable_weights
+from ..backbones.diffusers.loading import frozen_module, loaded, read_json, require_readable_weights
 from ..backbones.memory import Memory, PlainMemory
 from .ports import Detection
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbones.loading import DTYPES
+from ..backbones.diffusers.loading import DTYPES
 from ..backbones.memory import Memory, PlainMemory
 from .ports import Candidates, Prompts, Segmenter
 from .sam_parts import package, sam_from

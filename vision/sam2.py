@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbones.loading import frozen_module, loaded, read_json, require_readable_weights
+from ..backbones.diffusers.loading import frozen_module, loaded, read_json, require_readable_weights
 from ..backbones.memory import Memory
 from ..engine.monitor import Monitor
 from .ports import Candidates, Prompts

@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, choose
+from ..dispatch import Backend, choose, fused_or
 from .chunked import attention_map_chunked
+from .distance import map_distance
+from .obstacle import obstacle
 from .reference import attention_map_reference
+
+__all__ = ["attention_map", "map_distance", "obstacle"]
 
 
 def attention_map(
@@ -45,19 +49,6 @@ def attention_map(
             case "chunked":
                 return attention_map_chunked(q, k, scale)
             case "triton":
-                from .fused import attention_map_fused
-
-                with torch.cuda.device_of(q):
-                    return attention_map_fused(q, k, scale)
-
-
-MAX_HEAD = 160
-
-
-def obstacle(q: Tensor, k: Tensor) -> str | None:
-    """What the kernels cannot do with these queries and keys, or None."""
-    if q.shape[-1] > MAX_HEAD:
-        return f"head size {q.shape[-1]} is over {MAX_HEAD}"
-    if 0 in q.shape or 0 in k.shape:
-        return "there is nothing to attend to"
-    return None
+                fused = fused_or(attention_map_chunked, "attention_map.fused", "attention_map_fused", backend)
+                with torch.cuda.device_of(q):  # Triton launches on the current device
+                    return fused(q, k, scale)

@@ -1,6 +1,7 @@
-"""Triton: head-mean softmax maps in two kernels, the rows' log-sum-exp first, then tiles of the mean.
+"""Triton: head-mean softmax maps in two kernels, the rows' normalisers first, then tiles of the mean.
 
-A mean over heads of exp(z - lse) does not factor, so the heads are a loop inside a tile and no per-head map is stored.
+A mean over heads of exp(z - peak) / total does not factor, so the heads are a loop inside a tile and no per-head map is
+stored.
 Logits are kept in base 2 (`scale` carries log2 e): exp2 is the GPU's own exponential.
 `b_` is a block in registers, `o_` an offset vector; shapes stand above each block.
 """
@@ -45,12 +46,15 @@ def logits(
 
 
 @triton.jit
-def lse_kernel(
-    q, k, lse, P, N, scale,
+def normaliser_kernel(
+    q, k, peak, total, P, N, scale,
     D: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Base-2 log-sum-exp of every row of q [GH P D] against k [GH N D] into lse [GH P]. Grid: GH, P / BP."""
+    """peak [GH P]: the largest logit of every row of q [GH P D] against k [GH N D]; total: the sum of exp2(z - peak).
+
+    Two numbers, not their log-sum-exp: rounded at a logit of 1e4 it would be off by 1e-3. Grid: GH, P / BP.
+    """
     gh = tl.program_id(0).to(tl.int64)
     o_p = tl.program_id(1) * BP + tl.arange(0, BP)
     q += gh * P * D
@@ -66,26 +70,31 @@ def lse_kernel(
         b_new = tl.maximum(b_max, tl.max(b_z, 1))
         b_sum = b_sum * tl.exp2(b_max - b_new) + tl.sum(tl.exp2(b_z - b_new[:, None]), 1)
         b_max = b_new
-    tl.store(lse + gh * P + o_p, b_max + tl.log2(b_sum), mask=o_p < P)
+    tl.store(peak + gh * P + o_p, b_max, mask=o_p < P)
+    tl.store(total + gh * P + o_p, b_sum, mask=o_p < P)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def map_kernel(
-    q, k, lse, out, H, P, N, scale,
+    q, k, peak, total, out, first, W, H, P, N, scale,
     D: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the head mean, out [G P N], from q [G H P D], k [G H N D]. Grid: P / BP, N / BN, G."""
-    g = tl.program_id(2).to(tl.int64)
+    """Tiles of the head means of frames from `first` on, frame g into slot g % W of out [W P N], from q [G H P D] and
+    k [G H N D]. Grid: P / BP, N / BN, frames."""
+    g = first + tl.program_id(2)
+    slot = (g % W).to(tl.int64)
     o_p = tl.program_id(0) * BP + tl.arange(0, BP)
     o_n = tl.program_id(1) * BN + tl.arange(0, BN)
     # [BP BN]
     b_out = tl.zeros([BP, BN], dtype=tl.float32)
     for h in range(H):
-        gh = g * H + h
+        gh = g.to(tl.int64) * H + h
         b_z = logits(q + gh * P * D, k + gh * N * D, o_p, o_n, P, N, scale, D, BP, BN, BD, PRECISION, UPCAST)
-        b_out += tl.exp2(b_z - tl.load(lse + gh * P + o_p, mask=o_p < P, other=0.0)[:, None])
-    o_out = (g * P + o_p)[:, None] * N + o_n[None, :]
+        b_max = tl.load(peak + gh * P + o_p, mask=o_p < P, other=0.0)
+        b_sum = tl.load(total + gh * P + o_p, mask=o_p < P, other=1.0)
+        b_out += tl.exp2(b_z - b_max[:, None]) / b_sum[:, None]
+    o_out = (slot * P + o_p)[:, None] * N + o_n[None, :]
     tl.store(out + o_out, b_out / H, mask=(o_p[:, None] < P) & (o_n[None, :] < N))
 
 
@@ -103,45 +112,57 @@ def dot_meta(size: int, dtype: torch.dtype, arch: str) -> dict:
 
 
 def config(size: int, dtype: torch.dtype, arch: str) -> tuple[dict, dict]:
-    """Meta-parameters of `lse_kernel` and of `map_kernel`."""
+    """Meta-parameters of `normaliser_kernel` and of `map_kernel`."""
     block = {**dot_meta(size, dtype, arch), "BP": 64, "BN": 64, "num_stages": 2}
     return {**block, "num_warps": 8 if dtype == torch.float32 else 4}, {**block, "num_warps": 8}
 
 
-def lse(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Base-2 log-sum-exp [G H P] of contiguous q [G H P D] against k [G H N D]."""
+def normalisers(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Of the base-2 logits of contiguous q [G H P D] against k [G H N D]: each row's peak and the sum beside it."""
     (G, H, P, D), N = q.shape, k.shape[2]
-    out = torch.empty(G, H, P, dtype=torch.float32, device=q.device)
+    peak = torch.empty(G, H, P, dtype=torch.float32, device=q.device)
+    total = torch.empty_like(peak)
     meta, _ = config(D, q.dtype, architecture(q))
-    lse_kernel[G * H, triton.cdiv(P, meta["BP"])](q, k, out, P, N, scale * LOG2E, **meta)
-    return out
+    normaliser_kernel[G * H, triton.cdiv(P, meta["BP"])](q, k, peak, total, P, N, scale * LOG2E, **meta)
+    return peak, total
 
 
-def mean_map(q: Tensor, k: Tensor, rows_lse: Tensor, scale: float, out: Tensor) -> None:
-    """The head-mean maps into contiguous out [G P N], from contiguous q, k and their `lse`."""
-    (G, H, P, D), N = q.shape, k.shape[2]
+def mean_maps(q: Tensor, k: Tensor, norms: tuple[Tensor, Tensor], scale: float, out: Tensor, frames: range) -> None:
+    """Head-mean maps of some frames of contiguous q, k and their `normalisers`, frame g into out[g % W] of [W P N].
+
+    The kernels take whole tensors and the number of a frame: where a frame starts at an odd address, a slice would be
+    compiled for anew.
+    """
+    (_, H, P, D), N = q.shape, k.shape[2]
     _, meta = config(D, q.dtype, architecture(q))
-    grid = triton.cdiv(P, meta["BP"]), triton.cdiv(N, meta["BN"]), G
-    map_kernel[grid](q, k, rows_lse, out, H, P, N, scale * LOG2E, **meta)
+    grid = triton.cdiv(P, meta["BP"]), triton.cdiv(N, meta["BN"]), len(frames)
+    map_kernel[grid](q, k, *norms, out, frames.start, len(out), H, P, N, scale * LOG2E, **meta)
+
+
+def together(frames: int, N: int) -> int:
+    """How many frames a launch takes where maps are held: one fills a GPU from 1024 tokens on, smaller ones go together
+    within 64 MB of maps."""
+    return 1 if N > 1024 else max(1, min(frames, 2**24 // N**2))
 
 
 def attention_map_fused(q: Tensor, k: Tensor, scale: float) -> Tensor:
     q, k = q.contiguous(), k.contiguous()
     (G, _, P, _), N = q.shape, k.shape[2]
     out = torch.empty(G, P, N, dtype=torch.float32, device=q.device)
-    mean_map(q, k, lse(q, k, scale), scale, out)
+    mean_maps(q, k, normalisers(q, k, scale), scale, out, range(G))
     return out
 
 
 SIZES = (40, 64, 80, 160)  # head sizes of the models people run; 160 is the largest taken
 DTYPES = ("bfloat16", "float32")  # float16 compiles to what bfloat16 does
-_TYPES = {"lse": "*fp32", "P": "i32", "N": "i32", "scale": "fp32"}
+_TYPES = {**dict.fromkeys(("peak", "total"), "*fp32"), "P": "i32", "N": "i32", "scale": "fp32"}
+_MAP_TYPES = {"out": "*fp32", **dict.fromkeys(("first", "W", "H"), "i32")}
 SPECS = [
     Spec(
-        (lse_kernel, map_kernel)[n],
+        (normaliser_kernel, map_kernel)[n],
         arch,
         f"D={size} {dtype}",
-        {"q": POINTER[dtype], "k": POINTER[dtype], **_TYPES, **({"out": "*fp32", "H": "i32"} if n else {})},
+        {"q": POINTER[dtype], "k": POINTER[dtype], **_TYPES, **(_MAP_TYPES if n else {})},
         config(size, getattr(torch, dtype), arch)[n],
     )
     for n in (0, 1)

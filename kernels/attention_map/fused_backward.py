@@ -4,8 +4,10 @@ With P = softmax(z) of a head, dS the gradient of the mean over H heads and D(p)
 
     dz = P (dS / H - D),    dq = scale dz k,    dk = scale dz' q.
 
-D needs a sweep of its own over the row (there is no shortcut through an attention output: a map has no values). dq owns
-rows and dk columns, so nothing is added atomically and the result is the same every time.
+D needs a sweep of its own over the row (there is no shortcut through an attention output: a map has no values), and is
+divided by that sweep's own sum of P: where a row attends to one token dS / H - D must vanish, and at logits of 1e4 a
+normaliser summed in other tiles is off by what rounding them costs. dq owns rows and dk columns, so nothing is added
+atomically and the result is the same every time.
 
 dz is tiny, a product of two probabilities' worth of numbers, and float16 has no small numbers: it is multiplied by
 2 ** 14 over the frame's largest |dS| before it is rounded for the tensor cores, and the sum divided again.
@@ -23,31 +25,40 @@ from ..specs import ARCHITECTURES, POINTER, Spec
 from .fused import DTYPES, LOG2E, SIZES, dot_meta, logits, tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def dq_kernel(
-    q, k, lse, ds, peak, dq, rowsum, H, N, scale, scale2,
+    q, k, peak, total, ds, largest, dq, rowsum, first, H, N, scale, scale2,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """dq [H N D] and rowsum [H N] (the D above) from q, k [H N D], lse [H N], ds [N N]. Grid: N / BP, H."""
-    h = tl.program_id(1).to(tl.int64)
+    """dq [G H N D] of frames from `first` on, and rowsum [S H N] (the D above), from q, k [G H N D], peak, total
+    [G H N], ds [S N N], largest [S]. Grid: N / BP, H, S frames."""
+    s = tl.program_id(2).to(tl.int64)
+    h = (first + s) * H + tl.program_id(1)
     o_p = tl.program_id(0) * BP + tl.arange(0, BP)
     q += h * N * D
     k += h * N * D
-    b_lse = tl.load(lse + h * N + o_p, mask=o_p < N, other=0.0)
+    ds += s * N * N
+    rowsum += (s * H + tl.program_id(1)) * N
+    b_max = tl.load(peak + h * N + o_p, mask=o_p < N, other=0.0)
+    b_sum = tl.load(total + h * N + o_p, mask=o_p < N, other=1.0)
     # [BP BN], offsets in 64 bits: a map can have more entries than 32 hold
     p_ds = ds + o_p.to(tl.int64)[:, None] * N
     b_d = tl.zeros([BP], dtype=tl.float32)
+    b_own = tl.zeros([BP], dtype=tl.float32)
     for start in range(0, N, BN):
         o_n = start + tl.arange(0, BN)
         inside = (o_p[:, None] < N) & (o_n[None, :] < N)
         b_z = logits(q, k, o_p, o_n, N, N, scale2, D, BP, BN, BD, PRECISION, UPCAST)
         b_ds = tl.load(p_ds + o_n[None, :], mask=inside, other=0.0)
-        b_d += tl.sum(tl.where(inside, tl.exp2(b_z - b_lse[:, None]) * b_ds, 0.0), 1) / H
-    tl.store(rowsum + h * N + o_p, b_d, mask=o_p < N)
+        b_p = tl.where(inside, tl.exp2(b_z - b_max[:, None]), 0.0)
+        b_d += tl.sum(b_p * b_ds, 1)
+        b_own += tl.sum(b_p, 1)
+    b_d = b_d / tl.where(o_p < N, b_own, 1.0) / H
+    tl.store(rowsum + o_p, b_d, mask=o_p < N)
 
-    b_peak = tl.load(peak)
-    stretch = 16384.0 / tl.where(b_peak > 0, b_peak, 16384.0)
+    most = tl.load(largest + s)
+    stretch = 16384.0 / tl.where(most > 0, most, 16384.0)
     # [BP D1], [BP D2]
     b_dq1 = tl.zeros([BP, D1], dtype=tl.float32)
     if D2 > 0:
@@ -57,7 +68,9 @@ def dq_kernel(
         inside = (o_p[:, None] < N) & (o_n[None, :] < N)
         b_z = logits(q, k, o_p, o_n, N, N, scale2, D, BP, BN, BD, PRECISION, UPCAST)
         b_ds = tl.load(p_ds + o_n[None, :], mask=inside, other=0.0)
-        b_dz = tl.where(inside, tl.exp2(b_z - b_lse[:, None]) * (b_ds / H - b_d[:, None]), 0.0) * stretch
+        b_dz = (
+            tl.where(inside, tl.exp2(b_z - b_max[:, None]) / b_sum[:, None] * (b_ds / H - b_d[:, None]), 0.0) * stretch
+        )
         b_k = tile(k, o_n, N, 0, D, D1, UPCAST)
         b_dq1 = tl.dot(b_dz.to(b_k.dtype), b_k, b_dq1, input_precision=PRECISION)
         if D2 > 0:
@@ -73,19 +86,22 @@ def dq_kernel(
         tl.store(dq + o_p[:, None] * D + o_d[None, :], b_dq2 * (scale / stretch), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def dk_kernel(
-    q, k, lse, ds, peak, dk, rowsum, H, N, scale, scale2,
+    q, k, peak, total, ds, largest, dk, rowsum, first, H, N, scale, scale2,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """dk [H N D], with rowsum [H N] from `dq_kernel`. Tiles are transposed, [BN BP]. Grid: N / BN, H."""
-    h = tl.program_id(1).to(tl.int64)
+    """dk [G H N D], with rowsum [S H N] from `dq_kernel`. Tiles are transposed, [BN BP]. Grid: N / BN, H, S frames."""
+    s = tl.program_id(2).to(tl.int64)
+    h = (first + s) * H + tl.program_id(1)
     o_n = tl.program_id(0) * BN + tl.arange(0, BN)
     q += h * N * D
     k += h * N * D
-    b_peak = tl.load(peak)
-    stretch = 16384.0 / tl.where(b_peak > 0, b_peak, 16384.0)
+    ds += s * N * N
+    rowsum += (s * H + tl.program_id(1)) * N
+    most = tl.load(largest + s)
+    stretch = 16384.0 / tl.where(most > 0, most, 16384.0)
     # [BN D1], [BN D2]
     b_dk1 = tl.zeros([BN, D1], dtype=tl.float32)
     if D2 > 0:
@@ -94,12 +110,15 @@ def dk_kernel(
         o_p = start + tl.arange(0, BP)
         inside = (o_n[:, None] < N) & (o_p[None, :] < N)
         # [BP]
-        b_lse = tl.load(lse + h * N + o_p, mask=o_p < N, other=0.0)
-        b_d = tl.load(rowsum + h * N + o_p, mask=o_p < N, other=0.0)
+        b_max = tl.load(peak + h * N + o_p, mask=o_p < N, other=0.0)
+        b_sum = tl.load(total + h * N + o_p, mask=o_p < N, other=1.0)
+        b_d = tl.load(rowsum + o_p, mask=o_p < N, other=0.0)
         # [BN BP]
         b_z = logits(k, q, o_n, o_p, N, N, scale2, D, BN, BP, BD, PRECISION, UPCAST)
         b_ds = tl.load(ds + o_p.to(tl.int64)[None, :] * N + o_n[:, None], mask=inside, other=0.0)
-        b_dz = tl.where(inside, tl.exp2(b_z - b_lse[None, :]) * (b_ds / H - b_d[None, :]), 0.0) * stretch
+        b_dz = (
+            tl.where(inside, tl.exp2(b_z - b_max[None, :]) / b_sum[None, :] * (b_ds / H - b_d[None, :]), 0.0) * stretch
+        )
         b_q = tile(q, o_p, N, 0, D, D1, UPCAST)
         b_dk1 = tl.dot(b_dz.to(b_q.dtype), b_q, b_dk1, input_precision=PRECISION)
         if D2 > 0:
@@ -131,24 +150,28 @@ def backward_config(size: int, dtype: torch.dtype, arch: str) -> tuple[dict, dic
     return {**meta, "BP": own, "BN": step}, {**meta, "BP": step, "BN": own}
 
 
-def mean_map_backward(
-    q: Tensor, k: Tensor, rows_lse: Tensor, ds: Tensor, peak: Tensor, scale: float, dq: Tensor, dk: Tensor
-):
-    """Into contiguous dq and dk [H N D]: the gradient through one frame's head-mean map.
+def mean_maps_backward(
+    q: Tensor, k: Tensor, norms: tuple[Tensor, Tensor], ds: Tensor, largest: Tensor, scale: float,
+    dq: Tensor, dk: Tensor, frames: range,
+) -> None:  # fmt: skip
+    """Into some frames of contiguous dq and dk [G H N D]: the gradient through their head-mean maps.
 
     Args:
-        q, k: [H N D] contiguous.  rows_lse: [H N], of `fused.lse`.
-        ds: [N N] float32, gradient of the map.  peak: [1] float32, its largest magnitude.
+        q, k: [G H N D] contiguous.  norms: of `fused.normalisers`.
+        ds: [S N N] float32, gradient of the maps of S `frames`.  largest: [S] float32, the largest |ds| of each.
     """
-    H, N, D = q.shape
+    _, H, N, D = q.shape
     meta_q, meta_k = backward_config(D, q.dtype, architecture(q))
-    rowsum = torch.empty(H, N, dtype=torch.float32, device=q.device)
-    numbers = H, N, scale, scale * LOG2E
-    dq_kernel[triton.cdiv(N, meta_q["BP"]), H](q, k, rows_lse, ds, peak, dq, rowsum, *numbers, **meta_q)
-    dk_kernel[triton.cdiv(N, meta_k["BN"]), H](q, k, rows_lse, ds, peak, dk, rowsum, *numbers, **meta_k)
+    rowsum = torch.empty(len(frames), H, N, dtype=torch.float32, device=q.device)
+    numbers = frames.start, H, N, scale, scale * LOG2E
+    grid_q, grid_k = triton.cdiv(N, meta_q["BP"]), triton.cdiv(N, meta_k["BN"])
+    dq_kernel[grid_q, H, len(frames)](q, k, *norms, ds, largest, dq, rowsum, *numbers, **meta_q)
+    dk_kernel[grid_k, H, len(frames)](q, k, *norms, ds, largest, dk, rowsum, *numbers, **meta_k)
 
 
-_TYPES = {**dict.fromkeys(("lse", "ds", "peak", "rowsum"), "*fp32"), "H": "i32", "N": "i32"}
+_TYPES = {
+    **dict.fromkeys(("peak", "total", "ds", "largest", "rowsum"), "*fp32"), **dict.fromkeys(("first", "H", "N"), "i32"),
+}  # fmt: skip
 SPECS = [
     Spec(
         (dq_kernel, dk_kernel)[n],

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..dispatch import Backend, choose
+from ..dispatch import Backend, choose, fused_or
 from .chunked import em_sums_chunked
 from .reference import em_sums_reference
 
@@ -142,10 +142,9 @@ def _sums(
     chosen = choose(backend, tokens, _obstacle(tokens, values, bases))
     flat = (x.reshape(-1, *x.shape[-2:]) for x in (tokens, values, bases))
     if chosen == "triton":
-        from .fused import em_sums_fused
-
+        fused = fused_or(em_sums_chunked, "em.fused", "em_sums_fused", backend)
         with torch.cuda.device_of(tokens):  # Triton launches on the current device
-            sums, mass = em_sums_fused(*flat, temperature, eps)
+            sums, mass = fused(*flat, temperature, eps)
     else:
         implementation = em_sums_reference if chosen == "reference" else em_sums_chunked
         sums, mass = implementation(*flat, temperature, eps)

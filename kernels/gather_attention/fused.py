@@ -7,6 +7,8 @@ whose lists nearly coincide, share the cache. README.md derives the tile and the
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -64,11 +66,11 @@ def gather_attention_kernel(
 
 def gather_attention_fused(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float) -> Tensor:
     q, k, v, index = q.contiguous(), k.contiguous(), v.contiguous(), index.contiguous()
-    rows, queries, size = q.shape
+    *rows, queries, size = q.shape
     out = torch.empty_like(q)
     meta = config(size)
-    gather_attention_kernel[(rows * triton.cdiv(queries, meta["BM"]),)](
-        q, k, v, index, out, scale, queries, k.shape[1], index.shape[1], D=size, **meta
+    gather_attention_kernel[(math.prod(rows) * triton.cdiv(queries, meta["BM"]),)](
+        q, k, v, index, out, scale, queries, k.shape[-2], index.shape[1], D=size, **meta
     )
     return out
 

@@ -9,11 +9,11 @@ from ..tiles import computing_dtype
 
 
 def gather_attention_reference(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float) -> Tensor:
-    """q [R M D], k, v [R T D], index [M L] with -1 for padding -> [R M D]."""
+    """q [R H M D], k, v [R H T D], index [M L] with -1 for padding -> [R H M D]."""
     work = computing_dtype(q.dtype)
     padding = index < 0
     listed = index.clamp(min=0).long()
-    logits = torch.einsum("rmd,rmld->rml", q.to(work), k[:, listed].to(work)) * scale
+    logits = torch.einsum("rhmd,rhmld->rhml", q.to(work), k[:, :, listed].to(work)) * scale
     weights = logits.masked_fill(padding, torch.finfo(work).min).softmax(-1)  # finite: lists may be all padding,
     weights = weights.masked_fill(padding, 0.0)  # and give zeros, with no NaN on the way back either
-    return torch.einsum("rml,rmld->rmd", weights, v[:, listed].to(work)).to(q.dtype)
+    return torch.einsum("rhml,rhmld->rhmd", weights, v[:, :, listed].to(work)).to(q.dtype)

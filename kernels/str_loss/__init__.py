@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..attention_map import obstacle
-from ..dispatch import Backend, choose
+from ..dispatch import Backend, choose, fused_or
 from .chunked import Side, rows_chunked, rows_chunked_backward
 from .recompute import Rows
 from .reduce import Reduction, reduce_rows
@@ -59,9 +59,9 @@ def str_rows(
         sides = tuple(x.clone() if x.is_inference() else x for x in sides)
     chosen = choose(backend, q_tgt, obstacle(q_tgt, k_tgt) or _obstacle(neighbours))
     if not per_head:
-        return _rows(chosen, neighbours, scale, *sides)
+        return _rows(chosen, backend, neighbours, scale, *sides)
     heads = zip(*(x.unbind(0) if n % 3 == 2 else x.split(1, dim=1) for n, x in enumerate(sides)))
-    return torch.stack([_rows(chosen, neighbours, scale, *head) for head in heads])
+    return torch.stack([_rows(chosen, backend, neighbours, scale, *head) for head in heads])
 
 
 def str_loss(
@@ -125,15 +125,15 @@ def str_score(
     return side.score(frame, slice(None) if rows is None else rows.to(q.device).long())
 
 
-def _rows(chosen: str, neighbours: int, scale: float, *sides: Tensor) -> Tensor:
+def _rows(chosen: str, backend: Backend, neighbours: int, scale: float, *sides: Tensor) -> Tensor:
     if chosen == "reference":
         return rows_reference(sides[:3], sides[3:], neighbours, scale)
     if chosen == "chunked":
         return Rows.apply(rows_chunked, rows_chunked_backward, neighbours, scale, *sides)
-    from .fused import rows_fused, rows_fused_backward
-
+    forward = fused_or(rows_chunked, "str_loss.fused", "rows_fused", backend)
+    backward = fused_or(rows_chunked_backward, "str_loss.fused", "rows_fused_backward", backend)
     with torch.cuda.device_of(sides[3]):  # Triton launches on the current device; autograd sets it for the backward
-        return Rows.apply(rows_fused, rows_fused_backward, neighbours, scale, *sides)
+        return Rows.apply(forward, backward, neighbours, scale, *sides)
 
 
 def _obstacle(neighbours: int) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention_map.chunked import attention_map_chunked
+from ..attention_map.chunked import attention_map_chunked, mean_map_backward_chunked
 from ..tiles import computing_dtype, row_tiles, tile_budget
 from .reference import near
 
@@ -90,7 +90,7 @@ def rows_chunked_backward(
                 _scatter_to_weights(dt, b, m, rows, g)
         # frame m + neighbours + 1 will not reach back to this map
         for done in [i for i in ds if i <= m - neighbours or m == F - 1]:
-            dq[done], dk[done] = _through_attention(b.q[done], b.k[done], ds.pop(done), scale)
+            dq[done], dk[done] = mean_map_backward_chunked(b.q[done], b.k[done], ds.pop(done), scale)
     return dq, dk, None if dt is None else dt.to(target[2].dtype)
 
 
@@ -110,18 +110,3 @@ def _scatter_to_weights(dt: Tensor, b: Side, m: int, rows: slice, g: Tensor) -> 
     for j in js:
         dt[rows, m, j] += torch.linalg.vecdot(g, s[j][rows])
         dt[rows, j, m] += torch.linalg.vecdot(g, s[j][:, rows].T)
-
-
-def _through_attention(q: Tensor, k: Tensor, ds: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """From the gradient of one frame's head-mean map to that of its q and k, [H N D]."""
-    H, N, _ = q.shape
-    q, k = q.to(ds.dtype), k.to(ds.dtype)
-    dq, dk = torch.empty_like(q), torch.zeros_like(k)
-    for rows in row_tiles(N, H * N, tile_budget(q.device)):
-        p = (q[:, rows] @ k.mT * scale).softmax(-1)
-        g = ds[rows] / H
-        # softmax backward; D = sum of P g needs no pass of its own, a tile holds whole rows
-        p.mul_(g - torch.linalg.vecdot(p, g.expand_as(p))[..., None])
-        dq[:, rows] = p @ k * scale
-        dk.baddbmm_(p.mT, q[:, rows], alpha=scale)
-    return dq, dk

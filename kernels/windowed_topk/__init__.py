@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, choose
+from ..dispatch import Backend, choose, fused_or
 from .chunked import windowed_topk_chunked
 from .reference import windowed_topk_reference
 
@@ -63,9 +63,8 @@ def windowed_topk(
     obstacle = f"k = {k} is over {MAX_K}" if k > MAX_K else None
     chosen = choose(backend, features, obstacle)
     if chosen == "triton":
-        from .fused import windowed_topk_fused
-
+        fused = fused_or(windowed_topk_chunked, "windowed_topk.fused", "windowed_topk_fused", backend)
         with torch.cuda.device_of(features):  # Triton launches on the current device
-            return windowed_topk_fused(source, target, height, width, window, k)
+            return fused(source, target, height, width, window, k)
     implementation = windowed_topk_reference if chosen == "reference" else windowed_topk_chunked
     return implementation(source, target, height, width, window, k)

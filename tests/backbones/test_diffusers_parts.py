@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from weft.backbones import diffusers_parts as parts
-from weft.backbones.diffusers_parts import embed_text, fingerprint, token_texts
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers import parts
+from weft.backbones.diffusers.loading import load_backbone
+from weft.backbones.diffusers.parts import embed_text, fingerprint, token_texts
 from weft.backbones.memory import PlainMemory
 from weft.benchmarks.measure import peak_bytes
 from weft.tests.numerics import CLOSE, assert_close

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from weft.backbones import model_folder
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers import model_folder
+from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.tests.tiny import make_folder
 

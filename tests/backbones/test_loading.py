@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.backbones.model_folder import SAFE_TORCH
 from weft.engine.call import Evaluation

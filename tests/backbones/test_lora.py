@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.lora import adapt, load_adapter, save_adapter, with_adapter
 from weft.backbones.memory import PlainMemory
 from weft.engine.call import Evaluation

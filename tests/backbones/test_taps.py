@@ -6,7 +6,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from weft.backbones.taps import TappedAttention
+from weft.backbones.diffusers.taps import TappedAttention
 from weft.engine.call import Evaluation
 from weft.engine.plan import Control, EditPlan
 from weft.engine.words import NEGATIVE, POSITIVE, SOURCE

@@ -7,44 +7,46 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from weft.backbones import diffusers_parts as parts
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers import parts
+from weft.backbones.diffusers.loading import load_backbone
+from weft.backbones.diffusers.text import embedding_for, prompt_of
+from weft.backbones.diffusers.unet2d import UNet2D
 from weft.backbones.memory import PlainMemory
-from weft.backbones.unet2d import UNet2DBackbone
 from weft.engine.call import Evaluation
-from weft.engine.plan import Control
+from weft.engine.plan import Control, EditPlan
+from weft.engine.words import NEGATIVE, POSITIVE, SOURCE, SOURCE_NEGATIVE, UNCONDITIONAL, Layout, Row
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
 SELF = "transformer_blocks.0.attn1"
-ROWS = ("source", "unconditional", "negative", "positive")
+ROWS = (SOURCE, UNCONDITIONAL, NEGATIVE, POSITIVE)
 
 
-def evaluation(backbone, rows=("negative", "positive"), frames=3, size=(5, 9)):
+def evaluation(backbone, rows=(NEGATIVE, POSITIVE), frames=3, size=(5, 9)):
     texts = ["a red square", "", "a small circle", "a blue cross"]
     prompts = tuple(backbone.text.embed(t) for t in texts[: len(rows)])
     latents = torch.stack([make_latents(frames, size, seed) for seed in range(len(rows))])
     image = make_latents(frames, size, 9) if backbone.denoiser.sees_source else None
-    return Evaluation(latents, 501, prompts, rows, image=image)
+    return Evaluation(latents, 501.0, prompts, rows, image=image)
 
 
 @torch.no_grad()
 def predict(backbone, e, *controls):
-    return backbone.denoiser.predict(e, controls)
+    return backbone.denoiser.predict(e, EditPlan(controls))
 
 
-def stable_diffusion(tiny_image, monkeypatch, **config):
+def stable_diffusion(monkeypatch, **config):
     """A full-size network without its weights."""
     from diffusers import UNet2DConditionModel
 
     monkeypatch.setattr(parts, "fingerprint", lambda *modules: "none")
     with torch.device("meta"):
         network = UNet2DConditionModel(cross_attention_dim=768, **config)
-    return UNet2DBackbone("sd", network, tiny_image.vae, tiny_image.text_encoder, None, {}, PlainMemory("cpu"))
+    return UNet2D("sd", network, Layout(8), {}, PlainMemory("cpu"), 0.18215)
 
 
-def test_sites_and_blocks_of_stable_diffusion_are_those_of_the_papers(tiny_image, monkeypatch):
-    sd = stable_diffusion(tiny_image, monkeypatch)
+def test_sites_and_blocks_of_stable_diffusion_are_those_of_the_papers(monkeypatch):
+    sd = stable_diffusion(monkeypatch)
     places = [f"down_blocks.{i}.attentions.{j}" for i in range(3) for j in range(2)] + ["mid_block.attentions.0"]
     places += [f"up_blocks.{i}.attentions.{j}" for i in range(1, 4) for j in range(3)]
     assert [s.layer for s in sd.sites if s.kind == "spatial"] == [f"{p}.{SELF}" for p in places]
@@ -66,18 +68,20 @@ def test_a_clip_is_the_network_frame_by_frame(tiny_image64):
     with torch.no_grad():
         for r, prompt in enumerate(e.prompts):
             for f in range(3):
-                one = network(e.latents[r, f : f + 1].double(), 501, prompt.embedding.double()).sample[0].float()
+                one = (
+                    network(e.latents[r, f : f + 1].double(), 501, prompt.cond["embedding"].double()).sample[0].float()
+                )
                 assert_close(got[r, f], one)
 
 
 def test_an_instruction_model_sees_the_unscaled_picture_but_in_the_unconditional_row(tiny_instruct64):
     e = evaluation(tiny_instruct64, ROWS)
-    got, picture = predict(tiny_instruct64, e), e.image / tiny_instruct64.vae.config.scaling_factor
+    got, picture = predict(tiny_instruct64, e), e.image / tiny_instruct64.codec.vae.config.scaling_factor
     with torch.no_grad():
         for r, row in enumerate(ROWS):
-            given = torch.zeros_like(picture) if row == "unconditional" else picture
+            given = torch.zeros_like(picture) if row == UNCONDITIONAL else picture
             x = torch.cat([e.latents[r], given], 1).double()
-            text = e.prompts[r].embedding.double().expand(3, -1, -1)
+            text = e.prompts[r].cond["embedding"].double().expand(3, -1, -1)
             assert_close(got[r], tiny_instruct64.denoiser.network(x, 501, text).sample.float())
 
 
@@ -87,24 +91,26 @@ def test_an_instruction_model_without_a_picture_is_refused(tiny_instruct):
 
 
 def test_frames_may_have_prompts_of_their_own(tiny_image64):
-    e = evaluation(tiny_image64, ("positive",))
-    texts = [tiny_image64.text.embed(t).embedding for t in ("a red square", "a blue cross", "a small circle")]
-    each = replace(e.prompts[0], embedding=torch.cat(texts))
+    e = evaluation(tiny_image64, (POSITIVE,))
+    texts = [tiny_image64.text.embed(t) for t in ("a red square", "a blue cross", "a small circle")]
+    each = prompt_of(torch.cat([t.cond["embedding"] for t in texts]), "each its own", e.prompts[0].encoder)
+    assert each.frames == 3
     got = predict(tiny_image64, replace(e, prompts=(each,)))
     for f in range(3):
-        alone = replace(e, prompts=(replace(each, embedding=texts[f]),)).select([f])
+        alone = replace(e, prompts=(texts[f],)).select([f])
         assert_close(got[:, f], predict(tiny_image64, alone)[:, 0])
-    with pytest.raises(ValueError, match="is for 2 frames, and this is 3"):
-        predict(tiny_image64, replace(e, prompts=(replace(each, embedding=each.embedding[:2]),)))
+        assert_close(got[:, f], predict(tiny_image64, replace(e, prompts=(each,)).select([f]))[:, 0])
+    with pytest.raises(ValueError, match="the prompt 'each its own' is for 2 frames, and this is 3"):
+        predict(tiny_image64, replace(e, prompts=(each.select([0, 1]),)))
 
 
 @dataclass(frozen=True, eq=False)
 class Watch(Control):
     calls: list = field(default_factory=list)
 
-    def attention(self, call, q, k, v, attend):
-        self.calls.append((call, q, k, v))
-        return attend(q, k, v)
+    def attention(self, call, attend):
+        self.calls.append((call, call.q, call.k, call.v))
+        return attend(call)
 
 
 def test_controls_see_frames_as_groups(tiny_image64):
@@ -120,7 +126,7 @@ def test_controls_see_frames_as_groups(tiny_image64):
             assert_close(again[0], k)
             assert_close(again[1], v)
         else:
-            assert k.shape[3] == e.prompts[0].embedding.shape[1]
+            assert k.shape[3] == e.prompts[0].cond["embedding"].shape[1]
     assert [call.site for call, *_ in watch.calls] == list(tiny_image64.denoiser.sites)
 
 
@@ -160,3 +166,46 @@ def test_relatives_of_stable_diffusion_are_refused(tiny_image_folder, tmp_path, 
     UNet2DConditionModel.from_config({**config, **change, **extra}).save_pretrained(folder / "unet")
     with pytest.raises(ValueError, match=complaint):
         load_backbone(folder, memory=PlainMemory("cpu"))
+
+
+def test_the_sources_negative_row_is_given_the_picture_too_and_so_is_every_region(tiny_instruct64):
+    """All but "unconditional", of whatever region."""
+    rows = (SOURCE_NEGATIVE, Row("unconditional", 1), Row("negative", 1), Row("positive", 1))
+    want = (NEGATIVE, UNCONDITIONAL, NEGATIVE, POSITIVE)
+    e = evaluation(tiny_instruct64, rows)
+    assert_close(predict(tiny_instruct64, e), predict(tiny_instruct64, replace(e, rows=want)))
+
+
+def test_one_embedding_serves_all_frames(tiny_image):
+    prompt = tiny_image.text.embed("a red square")
+    got = embedding_for(prompt, 3, torch.device("cpu"), torch.float64)
+    assert (got.shape, got.dtype) == ((3, 16, 64), torch.float64)
+    assert_close(got, prompt.cond["embedding"].double().expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("size", [(5, 9), (6, 10), (1, 3)])
+def test_places_know_their_grids(tiny_image, size):
+    e, shapes, watch = evaluation(tiny_image, size=size), {}, Watch()
+
+    @dataclass(frozen=True, eq=False)
+    class Shapes(Control):
+        def feature(self, features):
+            shapes[features.block] = tuple(features.x.shape)
+            return features.x
+
+    predict(tiny_image, e, watch, Shapes())
+    grid, denoiser = tiny_image.denoiser.grid, tiny_image.denoiser
+    for call, *_ in watch.calls:
+        assert call.grid == grid(call.site, e.latents.shape) == grid(call.site, e.latents.shape[1:])
+        assert call.tokens.shape[2] == call.grid[1] * call.grid[2]
+    assert list(shapes) == list(denoiser.blocks)
+    assert all((shape[1], *shape[-2:]) == grid(block, e.latents.shape) for block, shape in shapes.items())
+
+
+def test_memory_is_reckoned_by_rows_frames_and_cells(tiny_image, tiny_image64):
+    cell = parts.ACTIVATION_BYTES
+    assert tiny_image.denoiser.bytes(1, 1, (1, 1)) == 4 * cell
+    assert tiny_image.denoiser.bytes(3, 5, (6, 10)) == 4 * cell * 3 * 5 * 60
+    assert tiny_image64.denoiser.bytes(1, 1, (1, 1)) == 8 * cell  # by the network's own precision
+    assert tiny_image.denoiser.bytes(2, 1, (3, 1), grad=True) == 8 * tiny_image.denoiser.bytes(2, 1, (3, 1))
+    assert tiny_image.denoiser.free() is None  # nothing is known to limit main memory

@@ -1,12 +1,14 @@
 import pytest
 import torch
 
-from weft.backbones import diffusers_parts as parts
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers import parts
+from weft.backbones.diffusers.loading import load_backbone
+from weft.backbones.diffusers.text import prompt_of
+from weft.backbones.diffusers.unet3d import UNet3D
 from weft.backbones.memory import PlainMemory
-from weft.backbones.unet3d import UNet3DBackbone
 from weft.engine.call import Evaluation
-from weft.engine.words import Site
+from weft.engine.plan import PLAIN
+from weft.engine.words import NEGATIVE, POSITIVE, Layout, Site
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import COARSE_ONLY, make_folder, make_latents
 
@@ -20,25 +22,32 @@ def coarse(tmp_path_factory):
 
 
 @pytest.fixture
-def zeroscope(monkeypatch, tiny):
+def zeroscope(monkeypatch):
     """The full-size network of Zeroscope and ModelScope, without its weights."""
     from diffusers import UNet3DConditionModel
 
     monkeypatch.setattr(parts, "fingerprint", lambda *modules: "none")
     with torch.device("meta"):
         network = UNet3DConditionModel()
-    return UNet3DBackbone("zeroscope", network, tiny.vae, tiny.text_encoder, None, {}, PlainMemory("cpu"))
+    return UNet3D("zeroscope", network, Layout(8), {}, PlainMemory("cpu"))
 
 
-def names(backbone, kind):
-    return [s.layer for s in backbone.denoiser.sites if s.kind == kind]
+def names(denoiser, kind):
+    return [s.layer for s in denoiser.sites if s.kind == kind]
 
 
 def test_sites_of_attention_at_the_middle_level_only(coarse):
-    blocks = {s.block: s.level for s in coarse.sites}
+    blocks = {s.block: s.level for s in coarse.denoiser.sites}
     assert blocks == {"transformer_in": 0, "down.1.0": 1, "mid.0.0": 2, "up.1.0": 1, "up.1.1": 1}
-    assert [s.kind for s in coarse.sites] == ["temporal"] * 2 + ["spatial", "cross", "temporal", "temporal"] * 4
-    assert coarse.sites[2] == Site(f"down_blocks.1.attentions.0.{SELF}", "spatial", "down.1.0", 1, 2, "encoder")
+    assert [s.kind for s in coarse.denoiser.sites] == ["temporal"] * 2 + [
+        "spatial",
+        "cross",
+        "temporal",
+        "temporal",
+    ] * 4
+    assert coarse.denoiser.sites[2] == Site(
+        f"down_blocks.1.attentions.0.{SELF}", "spatial", "down.1.0", 1, 2, "encoder"
+    )
 
 
 def test_sites_of_a_full_size_model_are_those_of_the_paper_notes(zeroscope):
@@ -83,10 +92,10 @@ def test_the_network_is_given_clips_labels_and_texts_as_diffusers_takes_them(tin
     z = torch.stack([make_latents(frames, size, seed) for seed in (0, 1)])
     prompts = tiny64.text.embed("a red square"), tiny64.text.embed("a blue cross")
     with torch.no_grad():
-        got = tiny64.denoiser.predict(Evaluation(z, 321, prompts, ("negative", "positive")))
+        got = tiny64.denoiser.predict(Evaluation(z, 321.0, prompts, (NEGATIVE, POSITIVE)))
         for row in (0, 1):
             out = tiny64.denoiser.network(
-                z[row : row + 1].double().movedim(2, 1), 321, prompts[row].embedding.double()
+                z[row : row + 1].double().movedim(2, 1), 321.0, prompts[row].cond["embedding"].double()
             ).sample
             assert_close(got[row], out.movedim(1, 2)[0].float())
     assert got.dtype == torch.float32
@@ -94,9 +103,7 @@ def test_the_network_is_given_clips_labels_and_texts_as_diffusers_takes_them(tin
 
 def test_predict_is_differentiable_in_the_latents_alone(tiny):
     z = make_latents()[None].requires_grad_()
-    tiny.denoiser.predict(
-        Evaluation(z, 321, (tiny.text.embed("a red square"),), ("positive",))
-    ).square().sum().backward()
+    tiny.denoiser.predict(Evaluation(z, 321, (tiny.text.embed("a red square"),), (POSITIVE,))).square().sum().backward()
     assert z.grad.isfinite().all()
     assert (z.grad.abs().amax((0, 2, 3, 4)) > 0).all()
     assert all(p.grad is None for p in tiny.denoiser.network.parameters())
@@ -106,13 +113,13 @@ def test_encode_and_decode_are_the_vae_frame_by_frame(tiny):
     frames = torch.rand(11, 12, 20, 3)  # more than go through at once
     latents = tiny.codec.encode(frames)
     assert latents.shape == (11, 4, 6, 10)
-    assert tiny.pixels_per_cell == 2
+    assert tiny.codec.layout == tiny.denoiser.layout == Layout(2)
     with torch.no_grad():
         for i in (0, 7, 8, 10):
-            one = tiny.vae.encode(frames[i : i + 1].movedim(-1, 1) * 2 - 1).latent_dist.mode()
+            one = tiny.codec.vae.encode(frames[i : i + 1].movedim(-1, 1) * 2 - 1).latent_dist.mode()
             assert_close(latents[i : i + 1], one)
         back = tiny.codec.decode(latents)
-        want = (tiny.vae.decode(latents[8:9]).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+        want = (tiny.codec.vae.decode(latents[8:9]).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
     assert_close(back[8:9], want)
     assert back.shape == frames.shape
     assert back.is_contiguous()
@@ -136,19 +143,19 @@ def test_latents_on_a_wire_are_unscaled(tiny):
 
 def test_a_prompt_is_the_padded_text_through_the_encoder(tiny):
     prompt = tiny.text.embed("a red square")
-    tokens = tiny.tokenizer("a red square", padding="max_length", max_length=16, return_tensors="pt").input_ids
+    tokens = tiny.text.tokenizer("a red square", padding="max_length", max_length=16, return_tensors="pt").input_ids
     with torch.no_grad():
-        assert_close(prompt.embedding, tiny.text_encoder(tokens).last_hidden_state)
-    assert (prompt.text, prompt.model) == ("a red square", tiny.denoiser.fingerprint)
-    assert prompt.embedding.shape == (1, 16, 64)
-    assert tiny.text.embed("a red square " * 30).embedding.shape == (1, 16, 64)  # cut, as Stable Diffusion does
-    assert not torch.equal(tiny.text.embed("a blue square").embedding, prompt.embedding)
-    assert tiny.text.embed("").embedding.isfinite().all()
+        assert_close(prompt.cond["embedding"], tiny.text.encoder(tokens).last_hidden_state)
+    assert (prompt.text, prompt.encoder, prompt.frames) == ("a red square", tiny.text.fingerprint, 1)
+    assert prompt.cond["embedding"].shape == (1, 16, 64)
+    assert tiny.text.embed("a red square " * 30).cond["embedding"].shape == (1, 16, 64)  # cut, as Stable Diffusion does
+    assert not torch.equal(tiny.text.embed("a blue square").cond["embedding"], prompt.cond["embedding"])
+    assert tiny.text.embed("").cond["embedding"].isfinite().all()
 
 
 def test_the_schedule_is_that_of_the_models_config(tiny):
     schedule = tiny.denoiser.schedule(50)
-    assert schedule.timesteps == tuple(range(1, 1000, 20))
+    assert schedule.timesteps == tuple(map(float, range(1, 1000, 20)))
     assert schedule.prediction == "epsilon"
 
 
@@ -182,14 +189,35 @@ def test_latents_that_cannot_be_decoded_are_refused(tiny, latents, match):
         tiny.codec.decode(latents)
 
 
-def test_room_is_asked_for_what_an_evaluation_needs(tiny, monkeypatch):
-    asked = {}
-    plain = tiny.memory.resident
+def test_room_is_asked_for_what_a_session_reserves(tiny, monkeypatch):
+    asked, memory = [], tiny.denoiser.memory
+    plain = memory.resident
     monkeypatch.setattr(
-        tiny.memory, "resident", lambda m, activations=0: asked.update({m: activations}) or plain(m, activations)
+        memory, "resident", lambda m, activations=0: asked.append((m, activations)) or plain(m, activations)
     )
-    with tiny.denoiser.resident("network", 100):
-        pass
-    with tiny.denoiser.resident("vae"):
-        pass
-    assert asked == {tiny.denoiser.network: 100 * 4 * parts.ACTIVATION_BYTES, tiny.vae: 0}
+    prompt, z = tiny.text.embed("a red square"), make_latents()
+    e = Evaluation(z[None], 321.0, (prompt,), (POSITIVE,))
+    schedule = tiny.denoiser.schedule(2)
+    with torch.no_grad():
+        got = tiny.denoiser.session([prompt], z, schedule, lambda predict: predict(e, PLAIN), reserve=12345)
+        assert torch.equal(got, tiny.denoiser.predict(e))
+    tiny.codec.decode(tiny.codec.encode(torch.rand(2, 4, 4, 3)))
+    vae = tiny.codec.vae
+    a_frame = parts.encoding_bytes(vae, 4, 4), parts.decoding_bytes(vae, 2, 2)
+    assert asked == [(tiny.text.encoder, 0), (tiny.denoiser.network, 12345), *((vae, bytes) for bytes in a_frame)]
+
+
+def test_a_session_hands_on_what_its_body_returns_or_raises(tiny):
+    def fail(predict):
+        raise KeyboardInterrupt
+
+    arguments = [], make_latents(), tiny.denoiser.schedule(2)
+    assert tiny.denoiser.session(*arguments, lambda predict: 7) == 7
+    with pytest.raises(KeyboardInterrupt):
+        tiny.denoiser.session(*arguments, fail)
+
+
+def test_a_prompt_of_each_frame_is_refused(tiny):
+    prompt = prompt_of(torch.zeros(3, 16, 64), "each its own", tiny.text.fingerprint)
+    with pytest.raises(ValueError, match="'tiny' takes one prompt for all frames, got 3"):
+        tiny.denoiser.predict(Evaluation(make_latents()[None], 321.0, (prompt,), (POSITIVE,)))

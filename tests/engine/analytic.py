@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weft.backbones.diffusers_parts import make_schedule
-from weft.backbones.text import prompt_of
+from weft.backbones.diffusers.parts import make_schedule
+from weft.backbones.diffusers.text import prompt_of
 from weft.engine.plan import PLAIN
 from weft.engine.ports import Backbone
 from weft.engine.schedule import Schedule

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.engine.autograd import is_ordinary, make_ordinary, ordinary, plain_torch
 from weft.engine.edit import edit
@@ -131,7 +131,7 @@ def test_an_edit_in_inference_mode_is_the_edit_outside_it_bit_for_bit(tiny_folde
 
 def there_and_back(backbone):
     """Moves every weight, as an offload does; their values stay."""
-    for module in (backbone.denoiser.network, backbone.vae, backbone.text_encoder):
+    for module in (backbone.denoiser.network, backbone.codec.vae, backbone.text.encoder):
         nn.Module.to(module, torch.float64)
         nn.Module.to(module, torch.float32)
     return backbone

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from weft.backbones.text import prompt_of
+from weft.backbones.diffusers.text import prompt_of
 from weft.engine.edit import edit
 from weft.engine.inversion import invert
 from weft.engine.monitor import Monitor

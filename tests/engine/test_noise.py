@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from weft.engine.edit import edit
-from weft.engine.inversion import add_noise
+from weft.engine.inversion import add_noise, source_of
 from weft.engine.source import Noised
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.engine.test_schedule import PREDICTIONS, ZERO_SNR
@@ -131,3 +131,16 @@ def test_an_edit_may_start_from_it_with_another_network_of_its_schedule():
     other.denoiser.fingerprint = "0123"
     trajectory = noisy(backbone, backbone.sample())
     assert edit(other, trajectory, other.text.embed("a red cat"), guidance=1.0).isfinite().all()
+
+
+def test_the_clip_itself_is_a_source_without_noise(backbone):
+    clip, prompt = backbone.sample(), backbone.text.embed("a dog")
+    got = source_of(backbone, clip, prompt, 5)
+    assert torch.equal(got.at(0), backbone.codec.scale(clip))
+    assert (got.schedule, got.prompt, got.convention, got.model) == (
+        backbone.denoiser.schedule(5), prompt, "clean", ""
+    )  # fmt: skip
+    for level in range(1, 6):
+        assert torch.equal(got.at(level), got.schedule.signal[level] * got.at(0))
+    with pytest.raises(ValueError, match=r"want latents \[F, 4, h, w\], got \[3, 4, 6\]"):
+        source_of(backbone, clip[..., 0], prompt, 5)

@@ -343,10 +343,12 @@ def test_every_control_is_told_the_clip_the_model_and_what_it_is_to_show(traject
         ("STEMAttention", "STEM Attention"),
         ("TokenFlow", "Token Flow"),
         ("SpatioTemporalAttention", "Spatio Temporal Attention"),
+        ("VIA", "VIA"),
     ],
 )
 def test_controls_are_named_as_users_know_them(kind, name):
     assert name_of(type(kind, (Control,), {})()) == name
+    assert name_of(type(kind, (Control,), {"title": "As Its Node"})()) == "As Its Node"
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------------

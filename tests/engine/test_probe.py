@@ -1,6 +1,7 @@
 """Looking into the network: what layers and blocks hold, without running further than that."""
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -86,10 +87,16 @@ def test_what_is_read_is_the_call_of_one_row(tiny64):
 
 @dataclass(frozen=True, eq=False)
 class Shift(Control):
-    """What is seen further in, and what comes out, are other than they were."""
+    """What is seen further in, and what comes out, are other than they were; as far out as the reader itself."""
+
+    slot: ClassVar[str] = "inject"
 
     def attention(self, call, attend):
         return attend(replace(call, q=2 * call.q)) + 0.5
+
+
+class Outermost(Watch):
+    slot = "inject"
 
 
 def test_a_look_happens_under_the_plan_and_before_any_control_of_the_layer_itself(tiny64):
@@ -97,7 +104,7 @@ def test_a_look_happens_under_the_plan_and_before_any_control_of_the_layer_itsel
     first, later = (tiny64.denoiser.sites[i].layer for i in (0, 5))
     e, watch = evaluation(tiny64), Watch()
     with torch.no_grad():
-        tiny64.denoiser.predict(e, EditPlan((watch, Shift())))
+        tiny64.denoiser.predict(e, EditPlan((Outermost(watch.calls), Shift())))
         read = read_calls(tiny64.denoiser.predict, e, PLAIN.then(Shift()), POSITIVE, [first, later])
         plain = read_calls(tiny64.denoiser.predict, e, PLAIN, POSITIVE, [first, later])
     assert_close(read[first].q, plain[first].q)

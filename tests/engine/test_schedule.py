@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from weft.backbones.diffusers_parts import make_schedule
+from weft.backbones.diffusers.parts import make_schedule
 from weft.engine.schedule import Schedule
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import SCHEDULER

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weft.backbones.text import prompt_of
+from weft.backbones.diffusers.text import prompt_of
 from weft.engine.ports import Backbone
 from weft.engine.source import Inverted, Noised
 from weft.tests.engine.analytic import Gaussian

@@ -24,10 +24,12 @@ def test_every_case_runs_and_fills_its_row():
         cases.map_case(1, 2, 9, 4, CPU, torch.float32, False),
         cases.topk_case(3, 4, 4, 8, 3, CPU, torch.float32, False),
         cases.gather_case(2, 9, 3, 4, CPU, torch.float32, False),
+        cases.merged_case(2, 9, 3, 4, CPU, torch.float32, False),
+        cases.nearest_case(4, 2, 9, 3, CPU, torch.float32, False),
         cases.em_case(2, 16, 4, 4, CPU, torch.float32, False),
     ]
     lines = [line for case in small for line in rows_of(case, CPU, (1e9, 1e9), runs=1)]
-    assert len(lines) == 11
+    assert len(lines) == 15
     for line in lines:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert len(cells) == 10

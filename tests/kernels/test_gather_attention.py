@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from weft.kernels import Lists
 from weft.kernels.gather_attention import chunked, gather_attention
 from weft.tests.kernels.sizes import Largest
 from weft.tests.numerics import assert_close, assert_gradient
@@ -71,27 +72,9 @@ def test_order_does_not_matter_and_repetition_counts(backend):
     )
 
 
-@CHECKED
-def test_merged_tokens_count_once(backend):
-    """A list [a, b, c] with a, b merged is attention to {mean(a, b), c}, as in COVE: no term for the group's size."""
-    q, k, v, _ = inputs(tokens=4)
-    merge = torch.tensor([0, 0, 1, 2])  # tokens 0 and 1 of four became one
-    k3, v3 = (torch.stack([x[:, :2].mean(1), x[:, 2], x[:, 3]], dim=1) for x in (k, v))
-    index = torch.tensor([[1, -1, 0, 3, 1, -1]]).repeat(7, 1)
-    want = gather_attention(q, k3, v3, torch.tensor([[0, 2]]).repeat(7, 1), backend="reference")
-    assert_close(gather_attention(q, k3, v3, index, merge=merge, backend=backend), want)
-
-
-def test_merging_nothing_changes_nothing_but_repetition():
-    q, k, v, _ = inputs()
-    index = torch.stack([torch.randperm(12)[:6] for _ in range(7)])
-    got = gather_attention(q, k, v, index, merge=torch.arange(12))
-    assert_close(got, gather_attention(q, k, v, index))
-
-
 @pytest.mark.parametrize("budget", [1, 200, 10**9])
 def test_chunks_change_nothing(budget, monkeypatch):
-    monkeypatch.setattr(chunked, "BUDGET", budget)
+    monkeypatch.setattr(chunked, "gather_budget", lambda device: budget)
     *qkv, index = inputs()
     for x in qkv:
         x.requires_grad_()
@@ -105,7 +88,7 @@ def test_chunks_change_nothing(budget, monkeypatch):
 
 
 def test_chunked_never_gathers_everything(monkeypatch):
-    monkeypatch.setattr(chunked, "BUDGET", 2**12)
+    monkeypatch.setattr(chunked, "gather_budget", lambda device: 2**12)
     q, k, v, index = inputs(queries=512, tokens=64, size=8, length=20, dtype=torch.float32)
     with Largest() as seen:
         gather_attention(q, k, v, index, backend="chunked")
@@ -122,6 +105,7 @@ def test_half_is_computed_in_float32(dtype):
 
 
 q, k, v, index = inputs()
+index[0, 0], index[0, 1] = -1, 11  # the whole range occurs
 
 
 @pytest.mark.parametrize(
@@ -135,24 +119,18 @@ q, k, v, index = inputs()
         ({"index": index.float()}, "integers"),
         ({"index": index + 12}, r"index must lie in \[-1, 12\), but holds"),
         ({"index": index - 2}, r"index must lie in \[-1, 12\), but holds -"),
-        ({"merge": torch.tensor([0, 12])}, r"merge map must lie in \[0, 12\), but holds 12"),
-        ({"merge": torch.tensor([0, -1])}, "but holds -1"),
-        ({"merge": torch.tensor([0, 1])}, r"index must lie in \[-1, 2\)"),
-        ({"merge": torch.zeros(12)}, "merge map of integers"),
+        ({"index": Lists(index, 13)}, r"into 12 tokens; got 7 lists into 13"),
         ({"backend": "fast"}, "'fast'"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
 def test_what_does_not_fit_says_why(change, message):
     fitting = {"q": q, "k": k, "v": v, "index": index}
-    fitting["index"] = fitting["index"].clone()
-    fitting["index"][0, 0], fitting["index"][0, 1] = -1, 11  # the whole range occurs
-    if "index" in change:
-        change = {"index": change["index"]}
+    options = fitting | change
     with pytest.raises(ValueError, match=message):
-        gather_attention(**(fitting | change))
+        gather_attention(lists=options.pop("index"), **options)
 
 
 def test_mixed_devices_are_refused():
-    with pytest.raises(ValueError, match="q is on cpu, but k, v and index are on meta"):
+    with pytest.raises(ValueError, match="q is on cpu, but k and v are on meta and cpu"):
         gather_attention(q, k.to("meta"), v, index)

@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers.loading import load_backbone
+from weft.backbones.diffusers.text import prompt_of
 from weft.backbones.lora import adapt
 from weft.backbones.memory import PlainMemory
-from weft.backbones.text import prompt_of
 from weft.engine.edit import edit
 from weft.engine.inversion import add_noise
 from weft.engine.monitor import Monitor

@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused(call, match):
 WORKER = """
 import sys
 import torch
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.engine.edit import edit
 from weft.engine.inversion import add_noise

@@ -1,21 +1,22 @@
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 
+from weft.backbones.diffusers.loading import load_backbone
+from weft.backbones.memory import PlainMemory
+from weft.benchmarks.measure import Operations
 from weft.engine.correspondence import Correspondence
 from weft.engine.edit import edit
 from weft.engine.inversion import invert
 from weft.engine.plan import PLAIN
 from weft.engine.words import NEGATIVE, POSITIVE
 from weft.methods.correspondence import correspondence
-from weft.methods.correspondence_attention import CorrespondenceAttention, lists_of, merged_attention
-from weft.methods.merging import merge_bipartite, merge_pairs
+from weft.methods.correspondence_attention import CorrespondenceAttention, all_lists, side_by_side
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.tests.methods.calls import SCALE, SITE, attend, attended, call_of
 from weft.tests.numerics import assert_close
-from weft.tests.tiny import make_latents
+from weft.tests.tiny import COARSE_ONLY, make_folder, make_latents
 
 GRID, FRAMES, K = (4, 5), 4, 2
 
@@ -112,41 +113,11 @@ def test_pairs_are_means_over_two_frames_match_by_match(frames):
     assert_close(got, by_hand(q, k, v, pairs(table), halved))
 
 
-@pytest.mark.parametrize(("tokens", "left"), [(57, 29), (27, 14)])
-def test_half_of_a_list_is_merged(tokens, left):
-    """57 tokens: 20 frames and 3 matches; 27: 10 frames."""
-    x, there = torch.randn(2, tokens, 8), torch.ones(2, tokens, dtype=torch.bool)
-    keys, values, there = merge_bipartite(x, x, there, 0.5)
-    assert keys.shape == (2, left, 8)
-    assert values is keys
-    assert there.all()
-
-
-@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.99])
-def test_merging_keeps_what_is_there_and_leaves_padding_out(ratio):
-    """The sum over groups, each times its size, is the sum over the tokens that are there."""
-    tokens = torch.ones(50, 9, 1, dtype=torch.float64)
-    there = torch.rand(50, 9) < 0.5
-    tokens[~there] = 1e6
-    keys = torch.randn(50, 9, 4, dtype=torch.float64)
-    for got in (merge_bipartite(keys, tokens, there, ratio), merge_pairs(keys, tokens, there, 3)):
-        _, values, left = got
-        assert_close(values[left], torch.ones_like(values[left]))
-        assert torch.equal(left.any(-1), there.any(-1))
-
-
 def test_tokens_alike_are_merged_without_a_trace():
     table, (q, k, v) = found(), inputs()
     k, v = (x[:, :1, :, :1].expand_as(x) for x in (k, v))
     got = CorrespondenceAttention(table, "projected").attention(called(q, k, v), attend)
     assert_close(got, v)
-
-
-def test_queries_are_taken_a_few_at_a_time():
-    q, k, v = (x[:, 0] for x in inputs())
-    lists, merge = torch.randint(20, (20, 9)), partial(merge_bipartite, ratio=0.5)
-    whole, one_by_one = (merged_attention(q, k, v, lists, SCALE, merge, budget) for budget in (2**30, 1))
-    assert_close(one_by_one, whole)
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0])
@@ -186,10 +157,63 @@ def test_other_layers_are_left_alone(levels, level, kind):
 
 def test_lists_number_the_tokens_of_the_other_frames():
     table = found()
-    lists = lists_of(table, 1)
-    assert lists.shape == (20, 3 * K)
-    want = [[(0, p) for p in table.matches(1)[0, 7].tolist()], [(2, p) for p in table.matches(1)[2, 7].tolist()]]
-    assert lists[7, : 2 * K].tolist() == [j * 20 + p for part in want for j, p in part]
+    lists = all_lists(table)
+    assert lists.shape == (FRAMES, 20, 3 * K)
+    assert lists.dtype == torch.int32
+    for frame, for_frame in enumerate(pairs(table)):
+        assert lists[frame].tolist() == [[j * 20 + p for j, p in of_one] for of_one in for_frame]
+
+
+@pytest.mark.parametrize("among", [(0, 2, 3), (1,), (0, 1, 2, 3)])
+def test_among_a_few_frames_lists_hold_the_tokens_of_those_numbered_by_position(among):
+    table = found(padding=True)
+    got, whole = all_lists(table, among=among), all_lists(table)
+    assert got.shape == (len(among), 20, (len(among) - 1) * K)
+    for mine, frame in zip(got, among):
+        others = [j for j in range(FRAMES) if j != frame]
+        here = [j for j in among if j != frame]
+        of_all = whole[frame].unflatten(-1, (-1, K))[:, [others.index(j) for j in here]].flatten(1)
+        places = torch.where(of_all < 0, -1, of_all % 20)
+        first = torch.tensor([among.index(j) * 20 for j in here], dtype=torch.int32).repeat_interleave(K)
+        assert torch.equal(mine, torch.where(places < 0, -1, places + first).int())
+
+
+@pytest.mark.parametrize("frames", [2, 3])
+def test_side_by_side_are_the_matches_of_one_rank_in_two_frames(frames):
+    lists = torch.arange(frames * K)[None]
+    want = {2: [[0, 2, 1, 3]], 3: [[0, 2, 1, 3, 4, -1, 5, -1]]}
+    assert side_by_side(lists, K).tolist() == want[frames]
+
+
+@pytest.mark.parametrize("merging", ["bipartite", "pairs"])
+@pytest.mark.parametrize("frames", [3, 20])
+def test_a_call_takes_a_hundred_operations_however_many_frames(frames, merging):
+    """Twenty frames of 20 places took 3,025, for lists made at each call and frames merged one by one."""
+    control = CorrespondenceAttention(found(frames=frames, k=3), "projected", merging=merging)
+    call = called(*inputs(frames=frames))
+    control.attention(call, attend)
+    with Operations() as seen:
+        control.attention(call, attend)
+    assert seen.count <= 100
+
+
+@pytest.mark.parametrize("frames", [(0, 2, 3), (3, 1)])
+def test_a_call_of_some_frames_looks_at_matches_in_those_alone(frames):
+    """As where another method evaluates a few frames on their own."""
+    table, (q, k, v) = found(), inputs(frames=len(frames))
+    control = CorrespondenceAttention(table, "projected", merge_ratio=0)
+    lists = []
+    for f in frames:
+        matches = table.matches(f)
+        others = [(at, j) for at, j in enumerate(frames) if j != f]
+        lists.append([[(at, p) for at, j in others for p in matches[j, i].tolist()] for i in range(20)])
+    got = control.attention(replace(called(q, k, v), frames=frames), attend)
+    assert_close(got, by_hand(q, k, v, lists))
+
+
+def test_a_call_of_one_frame_has_nowhere_to_look():
+    call = replace(called(*inputs(frames=1)), frames=(2,))
+    assert torch.equal(CorrespondenceAttention(found()).attention(call, attend), attend(call))
 
 
 # ---- in a run -------------------------------------------------------------------------------------------------------
@@ -267,6 +291,17 @@ def test_a_model_without_attention_there_is_refused(run, table):
     coarse = found((1, 2), 3, level=3)
     with pytest.raises(ValueError, match="has no self-attention at the resolution of this correspondence"):
         run(PLAIN.then(CorrespondenceAttention(replace(coarse, model=table.model))))
+
+
+def test_a_model_without_attention_at_its_finest_level_says_which_option_helps(tmp_path):
+    folder = make_folder(tmp_path / "coarse", kind="image", blocks=COARSE_ONLY)
+    backbone = load_backbone(folder, dtype="float32", memory=PlainMemory("cpu"))
+    fine = correspondence(backbone, make_latents(), up_block=3)
+    trajectory = invert(backbone, make_latents(), backbone.text.embed("a red square"), steps=2)
+    with pytest.raises(ValueError, match=r"no self-attention at the resolution of this .* choose levels 'all', or an"):
+        edit(backbone, trajectory, trajectory.prompt, plan=PLAIN.then(CorrespondenceAttention(fine)))
+    plan = PLAIN.then(CorrespondenceAttention(fine, levels="all"))
+    assert edit(backbone, trajectory, trajectory.prompt, plan=plan).isfinite().all()
 
 
 def test_chunks_of_frames_are_refused(run, table):

@@ -6,13 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 
+from weft.backbones.diffusers.text import prompt_of
 from weft.engine.call import Evaluation
 from weft.engine.edit import edit
-from weft.engine.evaluate import evaluate_with
+from weft.engine.evaluate import Chunks, evaluate_with
 from weft.engine.inversion import add_noise, invert
 from weft.engine.monitor import Monitor
-from weft.engine.plan import PLAIN, Control
-from weft.engine.words import Prompt
+from weft.engine.plan import PLAIN, Control, EditPlan
+from weft.engine.words import NEGATIVE, POSITIVE, SOURCE, UNCONDITIONAL, Prompt
 from weft.methods.gather_swap import GatherSwap, spread
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
@@ -20,6 +21,7 @@ from weft.tests.tiny import make_latents
 FRAMES, STEPS, GROUP = 6, 3, (0, 2, 5)
 SIZE = (5, 9)
 SCALES = {"guidance": 3.0, "image_guidance": 1.5}
+EDIT = (UNCONDITIONAL, NEGATIVE, POSITIVE)
 
 
 def clip(backbone, latents=None, **options):
@@ -32,7 +34,7 @@ def run(backbone, trajectory, plan=PLAIN, text="turn it into a blue cross", **op
     return edit(backbone, trajectory, positive, plan=plan, **{**SCALES, **options})
 
 
-def evaluation(backbone, rows=("unconditional", "negative", "positive"), frames=FRAMES):
+def evaluation(backbone, rows=EDIT, frames=FRAMES):
     z = make_latents(frames, SIZE, 1)
     prompts = tuple(backbone.text.embed(t) for t in ("", "a red square", "make it blue", "green")[: len(rows)])
     return Evaluation(torch.stack([z] * len(rows)), 501, prompts, rows, image=make_latents(frames, SIZE, 2))
@@ -41,7 +43,7 @@ def evaluation(backbone, rows=("unconditional", "negative", "positive"), frames=
 def per_frame(backbone, *texts):
     """One prompt with a text for each frame."""
     prompts = [backbone.text.embed(t) for t in texts]
-    return replace(prompts[0], embedding=torch.cat([p.embedding for p in prompts]))
+    return prompt_of(torch.cat([p.cond["embedding"] for p in prompts]), prompts[0].text, prompts[0].encoder)
 
 
 def softmax_attention(q, k, v, scale):
@@ -55,11 +57,10 @@ class OneByOne(Control):
     given: dict = field(default_factory=dict)
     own: dict = field(default_factory=dict)  # what this frame has, written down
 
-    def attention(self, call, q, k, v, attend):
-        self.own[call.site.layer] = (k, v)
-        if self.given:
-            k, v = self.given[call.site.layer]
-        return softmax_attention(q, k, v, call.scale)
+    def attention(self, call, attend):
+        self.own[call.site.layer] = (call.k, call.v)
+        k, v = self.given[call.site.layer] if self.given else (call.k, call.v)
+        return softmax_attention(call.q, k, v, call.scale)
 
 
 def joined(seen):
@@ -68,26 +69,28 @@ def joined(seen):
 
 
 @torch.no_grad()
-def by_hand(backbone, whole, group):
+def by_hand(backbone, whole, group, kind=OneByOne):
     """[R, F, C, h, w]: gathers one frame after another, then swaps one frame after another."""
     seen = []
     for g in group:
-        frame = OneByOne(joined(seen) if seen else {})
-        backbone.denoiser.predict(whole.select([g]), (frame,))
+        frame = kind(joined(seen) if seen else {})
+        backbone.denoiser.predict(whole.select([g]), PLAIN.then(frame))
         seen.append(frame.own)
-    frames = range(whole.latents.shape[1])
-    return torch.cat([backbone.denoiser.predict(whole.select([f]), (OneByOne(joined(seen)),)) for f in frames], 1)
+    frames, plan = range(whole.latents.shape[1]), PLAIN.then(kind(joined(seen)))
+    return torch.cat([backbone.denoiser.predict(whole.select([f]), plan) for f in frames], 1)
 
 
 @torch.no_grad()
-def evaluated(backbone, whole, control, chunk=0):
-    return evaluate_with(backbone, whole, PLAIN.then(control), chunk)
+def evaluated(backbone, whole, *controls, chunk=0):
+    plan = EditPlan(controls)
+    chunks = Chunks.asked(backbone.denoiser, whole.latents.shape[1], chunk, plan)
+    return evaluate_with(backbone.denoiser.predict, whole, plan, chunks)
 
 
 @pytest.mark.parametrize(("group", "chunk"), [(GROUP, 0), (GROUP, 4), ((5, 0, 2), 0), ((3,), 0), (range(FRAMES), 0)])
 def test_gathering_as_a_batch_is_gathering_one_by_one(tiny_instruct64, group, chunk):
     whole = evaluation(tiny_instruct64)
-    got = evaluated(tiny_instruct64, whole, GatherSwap(tuple(group)), chunk)
+    got = evaluated(tiny_instruct64, whole, GatherSwap(tuple(group)), chunk=chunk)
     assert_close(got, by_hand(tiny_instruct64, whole, group))
     assert (got - tiny_instruct64.denoiser.predict(whole)).abs().max() > 0.01
 
@@ -158,19 +161,12 @@ def test_chunks_of_frames_change_nothing(tiny_instruct64, chunk):
     assert_close(run(tiny_instruct64, trajectory, plan, chunk_frames=chunk), run(tiny_instruct64, trajectory, plan))
 
 
-@dataclass(frozen=True, eq=False)
-class UsesSource(Control):
-    needs_source = True
-
-
 def test_the_source_row_stays_as_it_is(tiny_instruct64):
-    rows = ("source", "unconditional", "negative", "positive")
-    whole = evaluation(tiny_instruct64, rows)
+    whole = evaluation(tiny_instruct64, (SOURCE, *EDIT))
     got = evaluated(tiny_instruct64, whole, GatherSwap(GROUP))
     with torch.no_grad():
         assert_close(got[0], tiny_instruct64.denoiser.predict(whole)[0])
-    edit_alone = replace(whole, latents=whole.latents[1:], prompts=whole.prompts[1:], rows=rows[1:])
-    assert_close(got[1:], evaluated(tiny_instruct64, edit_alone, GatherSwap(GROUP)))
+    assert_close(got[1:], evaluated(tiny_instruct64, whole.only(*EDIT), GatherSwap(GROUP)))
 
 
 def test_nothing_is_kept_between_steps_or_runs(tiny_instruct):
@@ -249,7 +245,7 @@ def test_a_bank_over_its_budget_says_how_much_it_takes(tiny_instruct):
 
 def test_models_whose_frames_see_each_other_are_refused(tiny):
     trajectory = invert(tiny, make_latents(), tiny.text.embed("a red square"), steps=2)
-    with pytest.raises(ValueError, match="edits frames one by one, and 'tiny' looks at all together"):
+    with pytest.raises(ValueError, match="evaluates single frames, and 'tiny' looks at all frames together"):
         run(tiny, trajectory, PLAIN.then(GatherSwap(group=2)))
 
 
@@ -262,21 +258,50 @@ def test_an_inversion_is_refused(tiny_instruct):
 
 @dataclass(frozen=True, eq=False)
 class DropsRow(Control):
-    """Evaluates the clip, but not the group, without its first guidance branch."""
+    """Evaluates the edit without its first guidance branch."""
 
     def evaluate(self, evaluation, evaluate):
-        if evaluation.whole:
-            return evaluate(evaluation)
-        less = replace(
-            evaluation, latents=evaluation.latents[1:], prompts=evaluation.prompts[1:], rows=evaluation.rows[1:]
-        )
-        return evaluate(less)
+        return evaluate(evaluation.only(*evaluation.rows[1:]))
 
 
-def test_other_guidance_branches_than_were_gathered_are_refused(tiny_instruct):
-    plan = PLAIN.then(GatherSwap(group=2)).then(DropsRow())
-    with pytest.raises(ValueError, match=r"guidance branches unconditional, negative, positive, and .* for neg"):
-        run(tiny_instruct, clip(tiny_instruct), plan)
+def test_other_methods_evaluations_gather_their_own_rows(tiny_instruct64):
+    """They are made around the gathering, however they are wired, so that no row is swapped that was not gathered."""
+    whole, gather = evaluation(tiny_instruct64), GatherSwap(GROUP)
+    want = evaluated(tiny_instruct64, whole.only(NEGATIVE, POSITIVE), gather)
+    for controls in ((gather, DropsRow()), (DropsRow(), gather)):
+        assert_close(evaluated(tiny_instruct64, whole, *controls), want)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixes(Control):
+    """Half of the edit's own attention, half of that by the map of the row before."""
+
+    slot = "map"
+
+    def attention(self, call, attend):
+        if call.site.kind != "spatial":
+            return attend(call)
+        before = call.only(*call.rows[-1:], *call.rows[:-1])
+        return (attend(call) + attend(replace(call.mapped(before), map_of=before.rows))) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class MixesOneByOne(OneByOne):
+    """The same for one frame, as `OneByOne`."""
+
+    def attention(self, call, attend):
+        own = super().attention(call, attend)
+        if call.site.kind != "spatial":
+            return own
+        k, v = self.given[call.site.layer] if self.given else (call.k, call.v)
+        return (own + softmax_attention(call.q.roll(1, 0), k.roll(1, 0), v, call.scale)) / 2
+
+
+def test_a_map_of_another_row_sees_the_group_of_that_row(tiny_instruct64):
+    """A layer called twice: each call gathers keys of its own, and swaps those."""
+    whole = evaluation(tiny_instruct64)
+    got = evaluated(tiny_instruct64, whole, GatherSwap(GROUP), Mixes())
+    assert_close(got, by_hand(tiny_instruct64, whole, GROUP, MixesOneByOne))
 
 
 def test_cancel_leaves_nothing_behind(tiny_instruct):

@@ -3,36 +3,31 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from weft.backbones import diffusers_parts as parts
+from weft.backbones.diffusers import parts
 from weft.backbones.memory import PlainMemory
-from weft.backbones.unet2d import UNet2DBackbone
-from weft.engine.call import Evaluation
+from weft.backbones.diffusers.unet2d import UNet2D
+from weft.engine.call import Evaluation, Run
 from weft.engine.edit import edit
 from weft.engine.inversion import invert
-from weft.engine.plan import PLAIN, Control
+from weft.engine.plan import PLAIN, Control, EditPlan
+from weft.engine.words import NEGATIVE, POSITIVE, SOURCE, Layout
 from weft.methods.injection import FeatureInjection
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import FINEST_TOO, make_latents, make_unet
 
-ROWS = ("source", "negative", "positive")
+ROWS = (SOURCE, NEGATIVE, POSITIVE)
 
 
 def evaluation(backbone, rows=ROWS, step=0):
     prompts = tuple(backbone.text.embed(text) for text in ("a red square", "", "a blue circle")[: len(rows)])
     latents = torch.stack([make_latents(3, (5, 9), seed) for seed in range(len(rows))])
-    return Evaluation(latents, 501, prompts, rows, step)
-
-
-def alone(e, row):
-    """The evaluation of one row by itself."""
-    at = e.rows.index(row)
-    return replace(e, latents=e.latents[at : at + 1], prompts=e.prompts[at : at + 1], rows=(row,))
+    return Evaluation(latents, 501, prompts, rows, run=Run(step))
 
 
 @torch.no_grad()
 def predict(backbone, e, *controls):
-    return backbone.denoiser.predict(e, controls)
+    return backbone.denoiser.predict(e, EditPlan(controls))
 
 
 @dataclass(frozen=True)
@@ -41,13 +36,13 @@ class Keep(Control):
 
     kept: dict = field(default_factory=dict)
 
-    def attention(self, call, q, k, v, attend):
-        self.kept[call.site] = q, k
-        return attend(q, k, v)
+    def attention(self, call, attend):
+        self.kept[call.site] = call.q, call.k
+        return attend(call)
 
-    def feature(self, block, x, evaluation):
-        self.kept[block] = x
-        return x
+    def feature(self, features):
+        self.kept[features.block] = features.x
+        return features.x
 
 
 @dataclass(frozen=True)
@@ -58,11 +53,12 @@ class Put(Control):
     layers: tuple[str, ...]
     blocks: tuple[str, ...]
 
-    def attention(self, call, q, k, v, attend):
-        return attend(*self.kept[call.site], v) if call.site.layer in self.layers else attend(q, k, v)
+    def attention(self, call, attend):
+        q, k = self.kept[call.site] if call.site.layer in self.layers else (call.q, call.k)
+        return attend(replace(call, q=q, k=k))
 
-    def feature(self, block, x, evaluation):
-        return self.kept[block] if block.name in self.blocks else x
+    def feature(self, features):
+        return self.kept[features.block] if features.block.name in self.blocks else features.x
 
 
 SELF = "transformer_blocks.0.attn1"
@@ -78,27 +74,27 @@ LAYERS = ("up_blocks.1.attentions.1", "up_blocks.2.attentions.0", "up_blocks.2.a
 def test_the_edit_gets_what_the_source_has_there(tiny_image64, places, blocks, layers, what):
     """Against storing it, as the papers do, and putting it in by name."""
     e, kept = evaluation(tiny_image64), Keep()
-    predict(tiny_image64, alone(e, "source"), kept)
+    predict(tiny_image64, e.only(SOURCE), kept)
     blocks = blocks if what != "attention" else ()
     layers = tuple(f"{layer}.{SELF}" for layer in layers) if what != "features" else ()
     control = FeatureInjection(bool(blocks), bool(layers), places)
     got = predict(tiny_image64, e, control)
     for row, output in zip(ROWS[1:], got[1:]):
-        plain = predict(tiny_image64, alone(e, row))
-        want = predict(tiny_image64, alone(e, row), Put(kept.kept, layers, blocks))
+        plain = predict(tiny_image64, e.only(row))
+        want = predict(tiny_image64, e.only(row), Put(kept.kept, layers, blocks))
         assert_close(output, want[0])
         assert (want - plain).abs().max() > 1e-3
-    assert_close(got[0], predict(tiny_image64, alone(e, "source"))[0])
+    assert_close(got[0], predict(tiny_image64, e.only(SOURCE))[0])
 
 
 @pytest.mark.parametrize(("places", "residuals"), [("plug_and_play", [4]), ("flatten", [3, 4, 6])])
-def test_the_places_in_stable_diffusion_are_those_of_the_papers(tiny_image, monkeypatch, places, residuals):
+def test_the_places_in_stable_diffusion_are_those_of_the_papers(monkeypatch, places, residuals):
     from diffusers import UNet2DConditionModel
 
     monkeypatch.setattr(parts, "fingerprint", lambda *modules: "none")
     with torch.device("meta"):
         network = UNet2DConditionModel(cross_attention_dim=768)
-    sd = UNet2DBackbone("sd", network, tiny_image.vae, tiny_image.text_encoder, None, {}, PlainMemory("cpu"))
+    sd = UNet2D("sd", network, Layout(8), {}, PlainMemory("cpu"), scaling_factor=1.0)
     control = FeatureInjection(places=places)
     blocks = [block for block in sd.blocks if block.kind == "residual"]
     assert [block for block in sd.blocks if control.injects(block)] == [blocks[i] for i in residuals]
@@ -108,7 +104,7 @@ def test_the_places_in_stable_diffusion_are_those_of_the_papers(tiny_image, monk
 
 
 def test_the_source_injected_into_itself_is_the_source(tiny_image64):
-    e = evaluation(tiny_image64, ("source", "positive"))
+    e = evaluation(tiny_image64, (SOURCE, POSITIVE))
     e = replace(e, latents=e.latents[[0, 0]], prompts=(e.prompts[0],) * 2)
     assert_close(predict(tiny_image64, e, FeatureInjection()), predict(tiny_image64, e))
 
@@ -171,8 +167,8 @@ def test_it_acts_in_video_models_too(tiny64):
 @pytest.mark.parametrize("numbers", [{"feature_steps": 1, "attention_steps": 0}, {"attention_steps": 1}])
 def test_without_a_source_it_says_so(tiny_image, numbers):
     e = evaluation(tiny_image)
-    with pytest.raises(ValueError, match=r"no source row to inject from: this evaluation has \('positive',\)"):
-        predict(tiny_image, alone(e, "positive"), FeatureInjection(**numbers))
+    with pytest.raises(ValueError, match=r"no source beside the edit at up_blocks\..*: this evaluation has positive"):
+        predict(tiny_image, e.only(POSITIVE), FeatureInjection(**numbers))
 
 
 @pytest.mark.parametrize(

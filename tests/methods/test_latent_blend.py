@@ -6,12 +6,15 @@ import torch
 from weft.engine.edit import edit
 from weft.engine.inversion import invert
 from weft.engine.monitor import SILENT
-from weft.engine.plan import PLAIN, EditPlan, Step
+from weft.engine.plan import PLAIN, Control, EditPlan, Step
+from weft.engine.words import Layout
 from weft.methods.latent_blend import LatentBlend
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.numerics import assert_close
+from weft.tests.tiny import make_latents
 
 SIZE = (6, 10)  # of the latents, and of the frames of this backbone
+LAYOUT = Layout(1)
 
 
 @pytest.fixture
@@ -31,6 +34,11 @@ def run(backbone, trajectory):
 
 def blend(mask, **numbers):
     return PLAIN.then(LatentBlend(mask, **numbers)).controls[0]
+
+
+def step_of(backbone, trajectory, z, level, index, steps=4):
+    """After a step of the run."""
+    return Step(z, level, index, steps, trajectory, None, backbone.denoiser, SILENT, 0, {}, None)
 
 
 def one(*place, frames=1, size=SIZE, value=1.0):
@@ -55,8 +63,7 @@ def test_outside_the_mask_the_source_is_kept_at_every_level(backbone, trajectory
     mask = one(0, slice(0, 3), slice(0, 4))
     z = torch.randn(3, 4, *SIZE)
     for level in range(4):
-        step = Step(z, level, 3 - level, 4, trajectory, None, None, backbone, SILENT, 0)
-        got = blend(mask, dilate=0).after_step(step)
+        got = blend(mask, dilate=0).after_step(step_of(backbone, trajectory, z, level, 3 - level))
         assert torch.equal(got[:, :, :3, :4], z[:, :, :3, :4])
         assert torch.equal(got[:, :, 3:], trajectory.latents[level][:, :, 3:])
         assert torch.equal(got[:, :, :, 4:], trajectory.latents[level][:, :, :, 4:])
@@ -76,7 +83,7 @@ def test_schedules_ramp_on_one_side_of_the_mask_and_end_with_it(backbone, trajec
     control = blend(mask, dilate=0, schedule=schedule)
     for index in range(4):
         level = 3 - index
-        step = Step(z, level, index, 4, trajectory, None, None, backbone, SILENT, 0)
+        step = step_of(backbone, trajectory, z, level, index)
         source, got, share = trajectory.latents[level], control.after_step(step), (index + 1) / 4
         within, beyond = (share, 0.0) if inside else (1.0, 1 - share)
         want = torch.where(mask[:, None] > 0, torch.lerp(source, z, within), torch.lerp(source, z, beyond))
@@ -94,10 +101,10 @@ def test_without_a_hole_shrink_is_the_plain_edit_and_without_a_mask_all_end_with
 
 
 def test_a_feather_fades_outside_the_mask_by_equal_steps():
-    cells = blend(one(0, 2, 1), dilate=0, feather=3).cells(SIZE)
+    cells = blend(one(0, 2, 1), dilate=0, feather=3).cells(LAYOUT, SIZE)
     assert_close(cells[0, 0, 2, :6], torch.tensor([0.75, 1.0, 0.75, 0.5, 0.25, 0.0]))
     assert_close(cells[0, 0, :, 1], torch.tensor([0.5, 0.75, 1.0, 0.75, 0.5, 0.25]))
-    dilated = blend(one(0, 2, 1), dilate=1, feather=1).cells(SIZE)
+    dilated = blend(one(0, 2, 1), dilate=1, feather=1).cells(LAYOUT, SIZE)
     assert_close(dilated[0, 0, 2, :5], torch.tensor([1.0, 1.0, 1.0, 0.5, 0.0]))
 
 
@@ -105,20 +112,20 @@ def test_a_feather_fades_outside_the_mask_by_equal_steps():
 def test_a_cell_is_edited_if_any_of_its_pixels_is_half_masked(value, edited):
     """Frames of 24x30 pixels over 6x10 cells: 4x3 pixels a cell."""
     mask = one(0, 11, 29, size=(24, 30), value=value)
-    assert torch.equal(blend(mask, dilate=0).cells(SIZE), one(0, 2, 9, value=edited)[:, None])
+    assert torch.equal(blend(mask, dilate=0).cells(LAYOUT, SIZE), one(0, 2, 9, value=edited)[:, None])
 
 
 def test_dilation_grows_the_region_by_a_cell_on_every_side():
     mask = one(0, 2, 5)
-    assert blend(mask, dilate=0).cells(SIZE).sum() == 1
-    assert torch.equal(blend(mask).cells(SIZE), one(0, slice(1, 4), slice(4, 7))[:, None])
-    assert torch.equal(blend(mask, dilate=2).cells(SIZE), one(0, slice(0, 5), slice(3, 8))[:, None])
-    corner = blend(one(0, 0, 0), dilate=1).cells(SIZE)
+    assert blend(mask, dilate=0).cells(LAYOUT, SIZE).sum() == 1
+    assert torch.equal(blend(mask).cells(LAYOUT, SIZE), one(0, slice(1, 4), slice(4, 7))[:, None])
+    assert torch.equal(blend(mask, dilate=2).cells(LAYOUT, SIZE), one(0, slice(0, 5), slice(3, 8))[:, None])
+    corner = blend(one(0, 0, 0), dilate=1).cells(LAYOUT, SIZE)
     assert torch.equal(corner, one(0, slice(0, 2), slice(0, 2))[:, None])
 
 
 def test_dilation_does_not_reach_other_frames():
-    cells = blend(one(1, 2, 5, frames=3), dilate=3).cells(SIZE)
+    cells = blend(one(1, 2, 5, frames=3), dilate=3).cells(LAYOUT, SIZE)
     assert cells.shape == (3, 1, *SIZE)
     assert cells[1].any()
     assert not cells[[0, 2]].any()
@@ -132,11 +139,65 @@ def test_masks_of_comfyui_are_inference_tensors(run):
 
 
 def test_it_comes_after_what_the_plan_already_has():
-    first = PLAIN.then(LatentBlend(torch.ones(1, *SIZE)))
+    first = PLAIN.then(Control())
     second = first.then(LatentBlend(torch.zeros(1, *SIZE), dilate=0))
     assert isinstance(second, EditPlan)
     assert second.controls[0] is first.controls[0]
-    assert (second.controls[1].dilate, first.controls[0].dilate) == (0, 1)
+    assert second.controls[1].dilate == 0
+    assert len(first.controls) == 1
+
+
+def test_two_of_a_plan_become_one_that_edits_what_either_masks():
+    """One after the other they would edit only what both do."""
+    first = PLAIN.then(LatentBlend(torch.ones(1, *SIZE)))
+    second = first.then(Control()).then(LatentBlend(torch.zeros(1, *SIZE), dilate=0))
+    both, _ = second.controls
+    assert (both.dilate, [b.dilate for b in both.others]) == (1, [0])
+    assert first.controls[0].others == ()
+
+
+LEFT, RIGHT = (slice(None), slice(0, 6), slice(0, 3)), (slice(None), slice(0, 6), slice(6, 10))
+
+
+def test_two_apart_are_a_union_and_the_rest_keeps_the_sources_bits(run, backbone, trajectory):
+    """This denoiser treats cells one by one, so that in a region the edit is the plain one."""
+    plan = PLAIN.then(LatentBlend(one(*LEFT), dilate=0)).then(LatentBlend(one(*RIGHT, frames=3), dilate=0))
+    got, plain, source = run(plan), run(), backbone.codec.unscale(trajectory.latents[0])
+    edited = (one(*LEFT) + one(*RIGHT))[:, None].bool().expand_as(got)
+    assert torch.equal(got[edited], plain[edited])
+    assert torch.equal(got[~edited], source[~edited])
+    for place in (LEFT, RIGHT):
+        assert (got - source)[:, :, place[1], place[2]].abs().amin() > 0
+
+
+@pytest.mark.parametrize("size", [(6, 10), (5, 9)])
+def test_so_they_are_where_the_network_sees_cells_together(tiny_image, size):
+    trajectory = invert(tiny_image, make_latents(3, size), tiny_image.text.embed("a red square"), steps=3)
+    rows, columns = (2 * n for n in size)  # pixels
+    masks = [one(0, slice(0, rows), place, size=(rows, columns)) for place in (slice(0, 6), slice(14, columns))]
+    plan = EditPlan()
+    for mask in masks:
+        plan = plan.then(LatentBlend(mask, dilate=0))
+    target = tiny_image.text.embed("a blue circle")
+    got, source = edit(tiny_image, trajectory, target, plan=plan), tiny_image.codec.unscale(trajectory.latents[0])
+    assert torch.equal(got[..., 3:7], source[..., 3:7])
+    for changed in (got[..., :3] != source[..., :3], got[..., 7:] != source[..., 7:]):
+        assert changed.all()
+
+
+def test_each_of_two_keeps_its_own_schedule_and_a_cell_of_both_goes_by_the_larger_share(backbone, trajectory):
+    numbers = ({"schedule": "paper_ramp"}, {"feather": 2})
+    blends = [blend(mask, dilate=0, **n) for mask, n in zip((one(*LEFT), one(0, 2, 1)), numbers)]
+    plan, z = PLAIN.then(blends[0]).then(blends[1]), torch.randn(3, 4, *SIZE)
+    step = step_of(backbone, trajectory, z, 3, 0)
+    share = torch.maximum(one(*LEFT) / 4, blends[1].cells(LAYOUT, SIZE)[:, 0])[:, None]
+    assert_close(plan.controls[0].after_step(step), torch.lerp(trajectory.latents[3], z, share.expand_as(z)))
+
+
+def test_of_two_either_mask_of_another_clip_is_refused(backbone, trajectory):
+    plan = PLAIN.then(LatentBlend(torch.ones(1, *SIZE))).then(LatentBlend(torch.ones(2, *SIZE)))
+    with pytest.raises(ValueError, match="the mask has 2 frames and the clip 3"):
+        edit(backbone, trajectory, trajectory.prompt, plan=plan)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +228,7 @@ def test_masks_and_numbers_that_make_no_sense_are_refused(mask, numbers, match):
     ],
 )
 def test_a_mask_of_another_clip_is_refused_before_anything_runs(backbone, trajectory, shape, match):
-    backbone.pixels_per_cell = 2
+    backbone.denoiser.layout = Layout(2)
     backbone.evaluations.clear()
     with pytest.raises(ValueError, match=match):
         edit(backbone, trajectory, trajectory.prompt, plan=PLAIN.then(LatentBlend(torch.ones(shape))))

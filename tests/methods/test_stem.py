@@ -8,9 +8,10 @@ from weft.engine.inversion import invert
 from weft.engine.monitor import Monitor, Recording
 from weft.engine.plan import PLAIN
 from weft.engine.seeds import generator_for
+from weft.engine.words import POSITIVE, SOURCE
 from weft.kernels.em import chunked
-from weft.methods.stem import EPS, STEMAttention, stem_inversion
-from weft.tests.methods.calls import SCALE, SITE, attend, call_of, tensors
+from weft.methods.stem import EPS, STEMAttention
+from weft.tests.methods.calls import SCALE, SITE, attend, attended, call_of, tensors
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
@@ -27,13 +28,16 @@ def clip(x):
 
 def dense(q, k, v):
     """Spatio-temporal attention over all tokens of all frames."""
-    out = attend(clip(q), clip(k), clip(v))[:, 0]
+    out = attended(clip(q), clip(k), clip(v))[:, 0]
     return out.unflatten(2, q.shape[1:4:2]).transpose(1, 2)
 
 
-def run(q, k, v, call=None, **numbers):
-    call = call or call_of(q)
-    return STEMAttention(**{"bases": K, "tokens_per_base": 0, **numbers}).attention(call, q, k, v, attend)
+def on_bases(call, **numbers):
+    return STEMAttention(**{"bases": K, "tokens_per_base": 0, **numbers}).attention(call, attend)
+
+
+def run(q, k, v, **numbers):
+    return on_bases(call_of(q, k, v), **numbers)
 
 
 # ---- the definition -------------------------------------------------------------------------------------------------
@@ -58,7 +62,7 @@ def normal_start(x, bases=K):
 @pytest.mark.parametrize("temperature", [0.01, 0.5])
 def test_every_frame_attends_to_the_bases_of_all(temperature):
     q, k, v = tensors(2, F, H, N, D)
-    got = run(q, k, v, call_of(q, ("source", "positive")), temperature=temperature)
+    got = on_bases(call_of(q, k, v, (SOURCE, POSITIVE)), temperature=temperature)
     for row in range(2):
         tokens, values = clip(k)[row, 0], clip(v)[row, 0]
         start = normal_start(tokens)
@@ -71,13 +75,31 @@ def test_every_frame_attends_to_the_bases_of_all(temperature):
 
 def test_in_hidden_space_the_bases_are_projected():
     q, k, v = tensors(1, F, H, N, D)
-    call = call_of(q)
-    got = run(q, k, v, call, space="hidden", init="random_tokens", temperature=0.5)
+    call = call_of(q, k, v)
+    got = on_bases(call, space="hidden", init="random_tokens", temperature=0.5)
     tokens = call.tokens[0].flatten(0, 1)
     at = torch.randperm(F * N, generator=generator_for(0, 0, "layer"))[:K]
     mu, _, _ = released(tokens, tokens, tokens[at], 0.5, 5)
     keys, values = (x[0, 0] for x in call.project(mu[None, None]))
-    assert_close(got[0], attend(q[0], keys, values))
+    assert_close(got[0], attended(q[0], keys, values))
+
+
+@pytest.mark.parametrize("space", ["key_per_head", "hidden"])
+def test_under_the_map_of_another_row_bases_are_of_its_keys_and_hold_ones_own_values(space):
+    call = call_of(*tensors(2, F, H, N, D), (SOURCE, POSITIVE))
+    numbers = {"space": space, "init": "random_tokens", "temperature": 0.5}
+    got = on_bases(call.only(POSITIVE).mapped(call.source), **numbers)
+    at = torch.randperm(F * N, generator=generator_for(0, 0, "layer"))[:K]
+    if space == "hidden":
+        source, own = (call.tokens[row].flatten(0, 1) for row in (0, 1))
+        mu, of_mu, _ = released(source, own, source[at], 0.5, 5)
+        keys, values = call.project(mu[None, None])[0][0, 0], call.project(of_mu[None, None])[1][0, 0]
+        assert_close(got[0], attended(call.q[0], keys, values))
+        return
+    for head in range(H):
+        keys, values = clip(call.k)[0, 0, head], clip(call.v)[1, 0, head]
+        mu, of_mu, _ = released(keys, values, keys[at], 0.5, 5)
+        assert_close(got[0, :, head], attended(call.q[0, :, head], mu, of_mu))
 
 
 def test_skipping_dead_bases_leaves_them_out_of_the_softmax():
@@ -88,7 +110,7 @@ def test_skipping_dead_bases_leaves_them_out_of_the_softmax():
         mu, values, mass = released(clip(k)[0, 0, head], clip(v)[0, 0, head], start[head], 0.01, 5)
         alive = mass > EPS
         assert 0 < alive.sum() < F * N
-        torch.testing.assert_close(got[0, :, head], attend(q[0, :, head], mu[alive], values[alive]))
+        torch.testing.assert_close(got[0, :, head], attended(q[0, :, head], mu[alive], values[alive]))
     assert not torch.allclose(got, run(q, k, v, bases=F * N))
 
 
@@ -131,7 +153,7 @@ def test_few_tokens_at_a_time_are_all_at_once(monkeypatch):
 
 def test_rows_of_the_batch_do_not_see_each_other():
     q, k, v = tensors(2, F, H, N, D)
-    both = run(q, k, v, call_of(q, ("source", "positive")))
+    both = on_bases(call_of(q, k, v, (SOURCE, POSITIVE)))
     for row in range(2):
         torch.testing.assert_close(both[row], run(q[row][None], k[row][None], v[row][None])[0])
 
@@ -140,15 +162,14 @@ def test_rows_of_the_batch_do_not_see_each_other():
 
 
 def test_starts_depend_on_seed_step_and_layer_alone():
-    q, k, v = tensors(1, F, H, N, D)
-    call = call_of(q)
-    want = run(q, k, v, call)
+    call = call_of(*tensors(1, F, H, N, D))
+    want = on_bases(call)
     torch.randn(7)
-    assert torch.equal(run(q, k, v, call), want)
+    assert torch.equal(on_bases(call), want)
     others = [
-        run(q, k, v, call, seed=1),
-        run(q, k, v, replace(call, evaluation=replace(call.evaluation, step=1))),
-        run(q, k, v, replace(call, site=replace(SITE, layer="other"))),
+        on_bases(call, seed=1),
+        on_bases(replace(call, run=replace(call.run, step=1))),
+        on_bases(replace(call, site=replace(SITE, layer="other"))),
     ]
     assert all(not torch.allclose(other, want) for other in others)
 
@@ -171,13 +192,16 @@ def test_layers_with_few_tokens_get_fewer_bases_and_the_dead_are_reported(tiny_i
 # ---- in an inversion and in an edit ---------------------------------------------------------------------------------
 
 
-def test_an_inversion_is_one_under_stem_attention(tiny_image):
-    latents, prompt = make_latents(), tiny_image.text.embed("a red square")
-    got = stem_inversion(tiny_image, latents, prompt, numbers=FEW, steps=STEPS, convention="paper")
-    plan = PLAIN.then(STEMAttention(**FEW))
-    want = invert(tiny_image, latents, prompt, plan=plan, steps=STEPS, convention="paper")
-    assert torch.equal(got.latents, want.latents)
-    plain = invert(tiny_image, latents, prompt, steps=STEPS, convention="paper")
+def stem_inversion(backbone, latents, text="a", numbers=FEW, **options):
+    plan = PLAIN.then(STEMAttention(**numbers))
+    return invert(backbone, latents, backbone.text.embed(text), plan=plan, steps=STEPS, **options)
+
+
+def test_an_inversion_under_it_is_another_and_the_same_twice(tiny_image):
+    latents = make_latents()
+    got, again = (stem_inversion(tiny_image, latents, convention="paper") for _ in range(2))
+    assert torch.equal(got.latents, again.latents)
+    plain = invert(tiny_image, latents, tiny_image.text.embed("a"), steps=STEPS, convention="paper")
     assert not torch.allclose(got.latents, plain.latents)
 
 
@@ -186,7 +210,7 @@ def test_groups_of_frames_are_inverted_as_clips_of_their_own(tiny_image64):
     numbers = {"em_frames": 2, "temperature": 1.0, **FEW}
 
     def latents_of(some, **options):
-        return stem_inversion(backbone, some, backbone.text.embed("a"), numbers=numbers, steps=STEPS, **options).latents
+        return stem_inversion(backbone, some, numbers=numbers, **options).latents
 
     whole = latents_of(latents)
     for some in (slice(0, 2), slice(2, 4), slice(4, 5)):
@@ -197,21 +221,21 @@ def test_groups_of_frames_are_inverted_as_clips_of_their_own(tiny_image64):
 def test_shared_bases_are_the_sources():
     """Keys and values of another row, summed up by the source's responsibilities."""
     q, k, v = tensors(2, F, H, N, D)
-    got = run(q, k, v, call_of(q, ("source", "positive")), shared=True, temperature=0.5)
+    got = on_bases(call_of(q, k, v, (SOURCE, POSITIVE)), shared=True, temperature=0.5)
     assert_close(got[:1], run(q[:1], k[:1], v[:1], temperature=0.5))
     source, start = clip(k)[0, 0], normal_start(clip(k)[0, 0])
     for head in range(H):
         keys, values = (
             released(source[head], clip(x)[1, 0, head], start[head], 0.5, 5)[1] for x in (k, v)
         )  # fmt: skip
-        assert_close(got[1, :, head], attend(q[1, :, head], keys, values))
+        assert_close(got[1, :, head], attended(q[1, :, head], keys, values))
 
 
 @pytest.mark.parametrize("space", ["key_per_head", "hidden"])
 def test_rows_alike_stay_alike_under_shared_bases(tiny_image64, space):
     """The edit of a clip under its own prompt replays the trajectory, with and without shared bases."""
     backbone, prompt = tiny_image64, tiny_image64.text.embed("a red square")
-    trajectory = stem_inversion(backbone, make_latents(), prompt, numbers=FEW | {"space": space}, steps=STEPS)
+    trajectory = stem_inversion(backbone, make_latents(), prompt.text, FEW | {"space": space})
     trajectory = replace(trajectory, latents=trajectory.latents[:1].expand_as(trajectory.latents).clone())
     plans = [PLAIN.then(STEMAttention(**FEW, space=space, shared=shared, temperature=1.0)) for shared in (False, True)]
     one = replace(trajectory, latents=trajectory.latents[-2:], schedule=backbone.denoiser.schedule(1))
@@ -220,9 +244,8 @@ def test_rows_alike_stay_alike_under_shared_bases(tiny_image64, space):
 
 
 def test_other_attention_is_left_alone():
-    q, k, v = tensors(1, F, H, N, D)
-    call = replace(call_of(q), site=replace(SITE, kind="cross"))
-    assert torch.equal(run(q, k, v, call), attend(q, k, v))
+    call = call_of(*tensors(1, F, H, N, D), site=replace(SITE, kind="cross"))
+    assert torch.equal(on_bases(call), attend(call))
 
 
 def test_cancel_is_asked_in_every_round():
@@ -233,15 +256,14 @@ def test_cancel_is_asked_in_every_round():
         def check(self):
             raise Stop
 
-    q, k, v = tensors(1, F, H, N, D)
-    call = call_of(q)
+    call = call_of(*tensors(1, F, H, N, D))
     with pytest.raises(Stop):
-        run(q, k, v, replace(call, evaluation=replace(call.evaluation, monitor=Cancelled())))
+        on_bases(replace(call, run=replace(call.run, monitor=Cancelled())))
 
 
 def test_chunks_of_frames_are_refused_where_em_sees_all(tiny_image):
-    with pytest.raises(ValueError, match="STEMAttention looks at all 3 frames together"):
-        stem_inversion(tiny_image, make_latents(), tiny_image.text.embed("a"), steps=STEPS, chunk_frames=2)
+    with pytest.raises(ValueError, match="STEM Attention looks at all 3 frames together"):
+        stem_inversion(tiny_image, make_latents(), chunk_frames=2)
 
 
 @pytest.mark.parametrize(

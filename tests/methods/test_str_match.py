@@ -1,34 +1,54 @@
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from weft.backbones.loading import load_backbone
+from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
+from weft.engine.call import Evaluation, Run
 from weft.engine.edit import edit
+from weft.engine.evaluate import evaluate_with
 from weft.engine.inversion import invert
 from weft.engine.monitor import Recording
-from weft.engine.plan import PLAIN, Step
-from weft.engine.source import Trajectory
-from weft.engine.words import Site
+from weft.engine.plan import PLAIN, Control, EditPlan, Needs, Step
+from weft.engine.probe import read_calls
+from weft.engine.source import Inverted
+from weft.engine.words import POSITIVE, SOURCE, Site
+from weft.methods.fate_zero import FateZero
+from weft.methods.spatio_temporal import SpatioTemporalAttention
+from weft.methods.stem import STEMAttention
 from weft.methods.str_match import RELATIVE_STEP, STRLatentOptimizer, score_frames, score_heat, site_pairs
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.engine.test_inversion import Listening
+from weft.tests.numerics import assert_close
 from weft.tests.tiny import COARSE_ONLY, FRAMES, SIZE, make_folder, make_latents
 
 STEPS, LEVEL = 4, 3
 CONTROL = 1e-8  # of the gradient through the whole network, relative to its largest entry
 
 
-def make_step(backbone, z=None, positive="a blue cross", level=LEVEL, frames=FRAMES, monitor=None):
-    """A step at `level` of a made-up trajectory; by default the edit has left the source a little."""
+def make_step(backbone, z=None, positive="a blue cross", level=LEVEL, frames=FRAMES, monitor=None, plan=PLAIN):
+    """A step at `level` of a made-up trajectory; by default the edit has left the source a little.
+
+    It reads what `plan` makes of one row alone.
+    """
     source, target = backbone.text.embed("a red square"), backbone.text.embed(positive)
     latents = torch.stack([make_latents(frames, SIZE, seed) for seed in range(STEPS + 1)]) / 2
-    trajectory = Trajectory(latents, backbone.denoiser.schedule(STEPS), source, "warm_start")
+    schedule, fingerprint = backbone.denoiser.schedule(STEPS), backbone.denoiser.fingerprint
+    trajectory = Inverted(latents, schedule, source, "warm_start", fingerprint)
     dtype = backbone.denoiser.network.dtype
     z = latents[level].to(dtype) + 0.3 * make_latents(frames, SIZE, 9).to(dtype) if z is None else z
-    return Step(z, level, STEPS - level, STEPS, trajectory, target, source, backbone, monitor or Recording(), 0)
+    monitor = monitor or Recording()
+
+    def read(edited, of_source, layers):
+        row, prompt, x = (SOURCE, source, of_source) if edited is None else (POSITIVE, target, edited)
+        run = Run(STEPS - level, STEPS, monitor)
+        e = Evaluation(x[None], schedule.label(level), (prompt,), (row,), run=run)
+        return read_calls(partial(evaluate_with, backbone.denoiser.predict), e, plan, row, layers)
+
+    return Step(z, level, STEPS - level, STEPS, trajectory, target, backbone.denoiser, monitor, 0, {}, read)
 
 
 def optimizer(**numbers):
@@ -43,22 +63,22 @@ def gradient(step, **numbers):
 # ---- the definition, written out from the paper and run through the unmodified network ------------------------------
 
 
-def self_attention(backbone, step, z, label, prompt, site):
+def self_attention(backbone, z, label, prompt, site):
     """(q, k) [groups, H, tokens, D] of one layer, caught at its projections."""
     caught, layer = {}, backbone.denoiser.network.get_submodule(site.layer)
     hooks = [
         getattr(layer, n).register_forward_hook(lambda m, i, out, n=n: caught.update({n: out}))
         for n in ("to_q", "to_k")
     ]
-    backbone.denoiser.network(z[None].transpose(1, 2), label, prompt.embedding.to(z))
+    backbone.denoiser.network(z[None].transpose(1, 2), label, prompt.cond["embedding"].to(z))
     for hook in hooks:
         hook.remove()
     return [caught[n].unflatten(-1, (layer.heads, -1)).transpose(1, 2) for n in ("to_q", "to_k")]
 
 
-def maps(backbone, step, z, label, prompt, site):
+def maps(backbone, z, label, prompt, site):
     """Attention maps [groups, H, tokens, tokens]."""
-    q, k = self_attention(backbone, step, z, label, prompt, site)
+    q, k = self_attention(backbone, z, label, prompt, site)
     return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
 
 
@@ -86,16 +106,18 @@ def cosines(a, b, reduction):
     return -sum(F.cosine_similarity(x, y, dim=-1, eps=0).sum() for x, y in zip(a, b))
 
 
-def naive_gradient(step, *, reduction="row_sum", neighbours=1, heads="mean", levels="all_but_finest", **choice):
-    backbone, z = step.backbone, step.latents.clone().requires_grad_()
+def naive_gradient(
+    backbone, step, *, reduction="row_sum", neighbours=1, heads="mean", levels="all_but_finest", **choice
+):
+    z = step.latents.clone().requires_grad_()
     label = step.trajectory.schedule.label(step.level)
     source_level = step.level - (choice.get("source_score") == "inversion")
 
     def scores(latents, prompt):
         out = []
-        for spatial, temporal in site_pairs(backbone, levels):
-            s = maps(backbone, step, latents, label, prompt, spatial).transpose(0, 1)  # [H, F, n, n]
-            t = maps(backbone, step, latents, label, prompt, temporal).transpose(0, 1)  # [H, n, F, F]
+        for spatial, temporal in site_pairs(backbone.denoiser, levels):
+            s = maps(backbone, latents, label, prompt, spatial).transpose(0, 1)  # [H, F, n, n]
+            t = maps(backbone, latents, label, prompt, temporal).transpose(0, 1)  # [H, n, F, F]
             if heads == "mean":
                 s, t = s.mean(0, keepdim=True), t.mean(0, keepdim=True)
             if choice.get("score") == "maps":
@@ -130,7 +152,7 @@ CHOICES = [
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda c: " ".join(map(str, c.values())) or "default")
 def test_the_step_is_the_gradient_of_the_papers_loss(tiny64, choice):
     step = make_step(tiny64)
-    want, loss = naive_gradient(step, **choice)
+    want, loss = naive_gradient(tiny64, step, **choice)
     got = gradient(step, **choice)
     error = (got - want).abs().max() / want.abs().max()
     assert error <= CONTROL, f"off by {error:.2e}"
@@ -143,7 +165,7 @@ def test_the_step_is_the_gradient_of_the_papers_loss(tiny64, choice):
 
 def test_more_frames_than_neighbours_reach(tiny64):
     step = make_step(tiny64, frames=5)
-    want, _ = naive_gradient(step, neighbours=2)
+    want, _ = naive_gradient(tiny64, step, neighbours=2)
     assert (gradient(step, neighbours=2) - want).abs().max() <= CONTROL * want.abs().max()
 
 
@@ -158,14 +180,14 @@ def test_choices_make_a_difference(tiny64):
 def test_the_inversions_score_is_read_one_level_cleaner_with_the_noisier_label(tiny64, monkeypatch):
     step, seen = make_step(tiny64), []
     predict = tiny64.denoiser.predict
-    monkeypatch.setattr(tiny64, "predict", lambda e, controls=(): seen.append(e) or predict(e, controls))
+    monkeypatch.setattr(tiny64.denoiser, "predict", lambda e, plan=PLAIN: seen.append(e) or predict(e, plan))
     for choice, level in (("recompute", LEVEL), ("inversion", LEVEL - 1)):
         seen.clear()
         gradient(step, source_score=choice)
         source, target = seen
         assert torch.equal(source.latents[0], step.trajectory.latents[level].double())
         assert torch.equal(target.latents[0], step.latents)
-        assert source.timestep == target.timestep == step.trajectory.schedule.label(LEVEL)
+        assert source.label == target.label == step.trajectory.schedule.label(LEVEL)
         assert (source.prompts, target.prompts) == ((step.trajectory.prompt,), (step.positive,))
 
 
@@ -309,27 +331,105 @@ def test_half_precision_gradients_keep_their_direction(tiny, tiny_folder, dtype,
     half = load_backbone(tiny_folder, dtype=dtype, memory=PlainMemory("cpu"))
     step = make_step(tiny)
     want = gradient(step, reduction=reduction, levels="all")
-    got = gradient(
-        replace(step, backbone=half, positive=half.text.embed("a blue cross")), reduction=reduction, levels="all"
-    )
+    got = gradient(make_step(half, step.latents), reduction=reduction, levels="all")
     assert got.dtype == torch.float32
     assert F.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.9
     assert got.norm().item() == pytest.approx(want.norm().item(), rel=0.3)
+
+
+@dataclass(frozen=True, eq=False)
+class Compares(Control):
+    """Reads a step as STR-Match does, and writes down what the step's evaluation then has there."""
+
+    slot = "inject"
+    layers: frozenset[str]
+    beside: bool = False  # whether the evaluation is to have the source's row too
+    read: dict = field(default_factory=dict)  # of the source and of the edit, before any step
+    evaluated: dict = field(default_factory=dict)
+    reading: list = field(default_factory=list)
+
+    def needs(self):
+        return Needs(source=self.beside)
+
+    def before_step(self, step):
+        self.reading.append(1)
+        source = step.source_latents()
+        self.read.setdefault(SOURCE, []).append(step.read(None, source, self.layers))
+        self.read.setdefault(POSITIVE, []).append(step.read(step.latents, source, self.layers))
+        self.reading.clear()
+        return step.latents
+
+    def attention(self, call, attend):
+        # A pass of the source alone, as FateZero makes for its words, is not the step's evaluation.
+        if call.site.layer in self.layers and not self.reading and POSITIVE in call.rows:
+            for row in {SOURCE, POSITIVE} & set(call.rows):
+                steps = self.evaluated.setdefault(row, {})
+                steps.setdefault(call.run.step, {})[call.site.layer] = call.only(row)
+        return attend(call)
+
+
+STEM = {"bases": 4, "iterations": 2, "temperature": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("control", "beside"),
+    [
+        (STEMAttention(**STEM), False),
+        (STEMAttention(**STEM), True),
+        (STEMAttention(**STEM, space="hidden"), False),
+        (STEMAttention(**STEM, shared=True), True),
+        (SpatioTemporalAttention(), False),
+        (FateZero(words=("square",)), True),
+    ],
+    ids=["STEM", "STEM beside the source", "STEM of hidden tokens", "STEM by shared bases", "all frames", "FateZero"],
+)
+def test_what_is_read_is_what_the_evaluation_is_made_of(tiny64, trajectory, control, beside):
+    """Layers behind the first take in what a control made of those before them, so a read without it would differ."""
+    layers = frozenset(site.layer for pair in site_pairs(tiny64.denoiser) for site in pair)
+    compares, target = Compares(layers, beside), tiny64.text.embed("a blue cross")
+    edit(tiny64, trajectory, target, plan=EditPlan((compares, control)), guidance=2)
+    plain = Compares(layers)
+    edit(tiny64, trajectory, target, plan=EditPlan((plain,)), guidance=2)
+    rows = {SOURCE, POSITIVE} if beside else {POSITIVE}
+    assert set(compares.evaluated) == rows
+    for row in rows:
+        assert sorted(compares.evaluated[row]) == [0, 1, 2]
+        for step, calls in compares.evaluated[row].items():
+            assert set(calls) == set(layers)
+            for layer, call in calls.items():
+                read = compares.read[row][step][layer]
+                assert read.rows == (row,)
+                for name in ("q", "k", "v"):
+                    assert_close(getattr(read, name), getattr(call, name))
+    last = max(layers, key=lambda layer: next(s.order for s in tiny64.denoiser.sites if s.layer == layer))
+    reads = (c.read[POSITIVE][0][last].q for c in (compares, plain))
+    assert not torch.allclose(*reads)
+
+
+def test_under_stem_the_step_is_the_gradient_of_the_loss_of_what_is_evaluated(tiny64):
+    """By central differences of the loss, which is read under the plan too; without the plan it is another."""
+    plan = PLAIN.then(STEMAttention(**STEM))
+    step = make_step(tiny64, plan=plan)
+    got, direction = gradient(step), torch.randn(FRAMES, 4, *SIZE, dtype=torch.float64)
+    above, below = losses(step, step.latents + 1e-5 * direction, step.latents - 1e-5 * direction)
+    assert (above - below) / 2e-5 == pytest.approx((got * direction).sum().item(), rel=1e-4)
+    plain = gradient(make_step(tiny64))
+    assert (got - plain).norm() > 1e-2 * plain.norm()
 
 
 # ---- which layers ---------------------------------------------------------------------------------------------------
 
 
 def test_spatial_sites_are_paired_with_the_first_temporal_one_of_their_block(tiny):
-    coarse = [pair[0].block for pair in site_pairs(tiny)]
+    coarse = [pair[0].block for pair in site_pairs(tiny.denoiser)]
     assert coarse == ["down.1.0", "mid.0.0", "up.1.0", "up.1.1"]
-    pairs = site_pairs(tiny, "all")
+    pairs = site_pairs(tiny.denoiser, "all")
     assert [s.block for s, _ in pairs] == ["down.0.0", *coarse, "up.2.0", "up.2.1"]
     for spatial, temporal in pairs:
         assert (spatial.kind, temporal.kind) == ("spatial", "temporal")
         assert spatial.layer.endswith("attentions." + spatial.block[-1] + ".transformer_blocks.0.attn1")
         assert temporal.layer == spatial.layer.replace("attentions", "temp_attentions")
-    assert {s.level for s, _ in site_pairs(tiny)} == {1, 2}
+    assert {s.level for s, _ in site_pairs(tiny.denoiser)} == {1, 2}
 
 
 def sites(*kinds, level=0):
@@ -353,14 +453,14 @@ def test_a_model_with_attention_at_the_finest_level_only_says_which_option_helps
     backbone = Gaussian()
     backbone.denoiser.sites = sites("spatial", "temporal")
     with pytest.raises(ValueError, match="'gaussian' has attention at the finest level only: choose levels 'all'"):
-        site_pairs(backbone)
-    assert len(site_pairs(backbone, "all")) == 1
+        site_pairs(backbone.denoiser)
+    assert len(site_pairs(backbone.denoiser, "all")) == 1
 
 
 def test_a_model_without_finest_attention_has_the_same_pairs_either_way(tmp_path):
     backbone = load_backbone(make_folder(tmp_path / "coarse", blocks=COARSE_ONLY), memory=PlainMemory("cpu"))
-    assert site_pairs(backbone) == site_pairs(backbone, "all")
-    assert len(site_pairs(backbone)) == 4
+    assert site_pairs(backbone.denoiser) == site_pairs(backbone.denoiser, "all")
+    assert len(site_pairs(backbone.denoiser)) == 4
 
 
 # ---- numbers and choices --------------------------------------------------------------------------------------------
@@ -395,11 +495,11 @@ def test_the_score_of_a_point_is_the_papers_row_of_omega(tmp_path):
     """On a model with a single pair of sites, so that nothing is averaged."""
     blocks = ("DownBlock3D", "DownBlock3D", "DownBlock3D")
     backbone = load_backbone(make_folder(tmp_path / "mid", blocks=blocks), memory=PlainMemory("cpu"))
-    ((spatial, temporal),) = site_pairs(backbone)
+    ((spatial, temporal),) = site_pairs(backbone.denoiser)
     step = make_step(backbone, level=2)
     label, prompt = step.trajectory.schedule.label(2), step.trajectory.prompt
     with torch.no_grad():
-        s, t = (maps(backbone, step, step.source_latents(), label, prompt, x).mean(1) for x in (spatial, temporal))
+        s, t = (maps(backbone, step.source_latents(), label, prompt, x).mean(1) for x in (spatial, temporal))
     token = 1 * 3 + 2  # of the 2x3 cells the point (0.9, 0.6) falls into the last
     rows = omega(s, t, 1)[:, token].view(FRAMES, 1, 2, 3)
     rows = F.interpolate(rows / rows.amax((2, 3), keepdim=True), SIZE, mode="bilinear")[:, 0]
@@ -434,6 +534,6 @@ def test_a_point_outside_the_frame_is_refused(tiny, trajectory, bad):
 
 
 def test_a_heat_map_wants_the_model_of_the_trajectory(tiny, trajectory):
-    foreign = replace(trajectory, prompt=replace(trajectory.prompt, model="0123"))
+    foreign = replace(trajectory, model="0123")
     with pytest.raises(ValueError, match="inverted with another model than 'tiny'"):
         score_frames(tiny, foreign, x=0.5, y=0.5)

@@ -1,39 +1,44 @@
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import pytest
 import torch
 
 from weft.engine.edit import edit
 from weft.engine.inversion import invert
-from weft.engine.plan import PLAIN, Control
+from weft.engine.plan import PLAIN, Control, EditPlan, Needs
+from weft.engine.words import NEGATIVE, POSITIVE, SOURCE
 from weft.methods.injection import FeatureInjection
-from weft.methods.token_flow import Keyframes, TokenFlow, token_flow
-from weft.tests.methods.calls import attend, call_of, evaluation, tensors
+from weft.methods.token_flow import Keyframes, TokenFlow, with_injection
+from weft.tests.methods.calls import attend, attended, call_of, evaluation, shared, tensors
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
 
 H, N, D, STEPS = 2, 6, 5, 3
-ROWS = ("source", "negative", "positive")
-BARE = {"feature_steps": 0, "attention_steps": 0}  # no injection
+ROWS = (SOURCE, NEGATIVE, POSITIVE)
+
+
+def flow(**numbers):
+    """TokenFlow with no injection."""
+    return PLAIN.then(TokenFlow(**numbers))
 
 
 @dataclass(frozen=True)
 class Extended(Control):
     """Every frame of the edit's rows attends to all frames, written with explicit maps."""
 
-    needs_source: ClassVar[bool] = True
+    def needs(self):
+        return Needs(source=True)
 
-    def attention(self, call, q, k, v, attend):
+    def attention(self, call, attend):
         if call.site.kind != "spatial":
-            return attend(q, k, v)
-        out = []
-        for row, name in enumerate(call.evaluation.rows):
-            for frame in range(q.shape[1]):
-                seen = [frame] if name == "source" else range(q.shape[1])
-                keys, values = (torch.cat([x[row, f] for f in seen], 1) for x in (k, v))
-                out.append((q[row, frame] @ keys.mT * call.scale).softmax(-1) @ values)
-        return torch.stack(out).view_as(v)
+            return attend(call)
+        out, frames = [], call.q.shape[1]
+        for row, name in enumerate(call.rows):
+            for frame in range(frames):
+                seen = [frame] if name == SOURCE else range(frames)
+                keys, values = (torch.cat([x[row, f] for f in seen], 1) for x in (call.k, call.v))
+                out.append((call.q[row, frame] @ keys.mT * call.scale).softmax(-1) @ values)
+        return torch.stack(out).view_as(call.v)
 
 
 @pytest.fixture
@@ -52,7 +57,7 @@ def run(tiny_image64, trajectory):
 
 
 def test_with_every_frame_a_keyframe_it_is_attention_over_all_frames(run):
-    got = run(token_flow(PLAIN, batch=1, blend="linear", **BARE))
+    got = run(flow(batch=1, blend="linear"))
     assert_close(got, run(PLAIN.then(Extended())))
     assert not torch.allclose(got, run())
 
@@ -77,17 +82,14 @@ def test_tokens_take_what_the_nearest_of_two_keyframes_got(blend):
     control, frames, keys = TokenFlow(batch=3, blend=blend), 7, 3
     kept = Keyframes(frames, gathering=True)
     q, k, v = tensors(3, keys, H, N, D)
-    call = call_of(q, ROWS)
-    call = replace(call, evaluation=call.evaluation.share(control, kept))
-    outs = control.attention(call, q, k, v, attend)
+    call = call_of(q, k, v, ROWS)
+    outs = control.attention(shared(call, control, kept), attend)
     joined = [x[1:].transpose(1, 2).flatten(2, 3) for x in (q, k, v)]
-    assert_close(outs[1:].transpose(1, 2).flatten(2, 3), attend(*joined))
-    assert_close(outs[:1], attend(q[:1], k[:1], v[:1]))  # the source sees its own frame
+    assert_close(outs[1:].transpose(1, 2).flatten(2, 3), attended(*joined))
+    assert_close(outs[:1], attended(q[:1], k[:1], v[:1]))  # the source sees its own frame
 
-    q, k, v = tensors(3, frames, H, N, D)
-    here = call_of(q, ROWS)
-    kept = replace(kept, gathering=False)
-    got = control.attention(replace(here, evaluation=here.evaluation.share(control, kept)), q, k, v, None)
+    here = call_of(*tensors(3, frames, H, N, D), ROWS)
+    got = control.attention(shared(here, control, replace(kept, gathering=False)), None)
     assert_close(got, carried(control, keys, frames, call.tokens[0], outs, here.tokens[0]))
 
 
@@ -116,49 +118,52 @@ def test_keyframes_depend_on_the_seed_and_the_step():
 @pytest.mark.parametrize("frames", [1, 5])
 def test_clips_shorter_than_a_batch_work(tiny_image, frames):
     trajectory = invert(tiny_image, make_latents(frames), tiny_image.text.embed("a"), steps=STEPS)
-    assert len(edit(tiny_image, trajectory, tiny_image.text.embed("a blue"), plan=token_flow(PLAIN))) == frames
+    plan = with_injection(PLAIN, TokenFlow())
+    assert len(edit(tiny_image, trajectory, tiny_image.text.embed("a blue"), plan=plan)) == frames
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_chunks_of_frames_change_nothing(run, chunk):
-    plan = token_flow(PLAIN, batch=2, feature_steps=2, attention_steps=1)
+    plan = with_injection(PLAIN, TokenFlow(batch=2), feature_steps=2, attention_steps=1)
     assert_close(run(plan, chunk_frames=chunk), run(plan))
 
 
 def test_a_clip_that_stands_still_stays_still(run, trajectory):
     still = replace(trajectory, latents=trajectory.latents[:, :1].expand_as(trajectory.latents).contiguous())
-    got = run(token_flow(PLAIN, batch=2), trajectory=still)
+    got = run(with_injection(PLAIN, TokenFlow(batch=2)), trajectory=still)
     assert_close(got, got[:1].expand_as(got))
 
 
 def test_injection_is_added_before_it_unless_it_is_0():
-    both = token_flow(PLAIN, batch=4)
+    both = with_injection(PLAIN, TokenFlow(batch=4))
     assert both.controls == (FeatureInjection(40, 25), TokenFlow(batch=4))
-    assert token_flow(PLAIN, **BARE).controls == (TokenFlow(),)
-    assert token_flow(PLAIN, feature_steps=3, attention_steps=0).controls[0] == FeatureInjection(3, 0)
+    assert with_injection(PLAIN, TokenFlow(), feature_steps=0, attention_steps=0).controls == (TokenFlow(),)
+    some = with_injection(PLAIN, TokenFlow(), feature_steps=3, attention_steps=0)
+    assert some.controls[0] == FeatureInjection(3, 0)
 
 
 def test_injected_queries_and_keys_act_in_the_keyframes_pass(run):
-    assert not torch.allclose(run(token_flow(PLAIN)), run(token_flow(PLAIN, attention_steps=0)))
+    both = with_injection(PLAIN, TokenFlow())
+    assert not torch.allclose(run(both), run(with_injection(PLAIN, TokenFlow(), attention_steps=0)))
+    assert torch.equal(run(both), run(EditPlan(both.controls[::-1])))  # however they are wired
 
 
 def test_an_inversion_under_it_is_the_plain_one(tiny_image, trajectory):
     latents = tiny_image.codec.unscale(trajectory.latents[0])
-    plan = token_flow(PLAIN, **BARE)
-    one, other = (invert(tiny_image, latents, trajectory.prompt, steps=STEPS, plan=p) for p in (PLAIN, plan))
+    one, other = (invert(tiny_image, latents, trajectory.prompt, steps=STEPS, plan=p) for p in (PLAIN, flow()))
     assert_close(one.latents, other.latents)
 
 
 def test_other_attention_and_other_passes_are_left_alone():
-    q, k, v = tensors(3, 2, H, N, D)
-    assert torch.equal(TokenFlow().attention(call_of(q, ROWS), q, k, v, attend), attend(q, k, v))
-    assert TokenFlow().evaluate(evaluation(("source",), 2), lambda e: e.latents).shape[0] == 1
+    call = call_of(*tensors(3, 2, H, N, D), ROWS)
+    assert torch.equal(TokenFlow().attention(call, attend), attend(call))
+    assert TokenFlow().evaluate(evaluation((SOURCE,), 2), lambda e: e.latents).shape[0] == 1
 
 
 def test_models_whose_frames_see_each_other_are_refused(tiny):
     trajectory = invert(tiny, make_latents(), tiny.text.embed("a"), steps=STEPS)
-    with pytest.raises(ValueError, match="'tiny' looks at all frames together: use an image model"):
-        edit(tiny, trajectory, trajectory.prompt, plan=token_flow(PLAIN, **BARE))
+    with pytest.raises(ValueError, match="'tiny' looks at all frames together: use an image or instruction model"):
+        edit(tiny, trajectory, trajectory.prompt, plan=flow())
 
 
 @pytest.mark.parametrize(
@@ -166,9 +171,13 @@ def test_models_whose_frames_see_each_other_are_refused(tiny):
     [
         ({"batch": 0}, "want batches of 1 or more frames, got 0"),
         ({"blend": "cubic"}, "no blend 'cubic': want one of sigmoid, linear"),
-        ({"feature_steps": -1}, "feature_steps must be 0 or more steps, got -1"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(numbers, match):
     with pytest.raises(ValueError, match=match):
-        token_flow(PLAIN, **numbers)
+        PLAIN.then(TokenFlow(**numbers))
+
+
+def test_a_negative_number_of_steps_is_refused():
+    with pytest.raises(ValueError, match="feature_steps must be 0 or more steps, got -1"):
+        with_injection(PLAIN, TokenFlow(), feature_steps=-1)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from weft.backbones.text import prompt_of
+from weft.backbones.diffusers.text import prompt_of
 from weft.methods.words import positions, read_factors, read_words, refined, replaced, weights, words_of
 
 L = 9

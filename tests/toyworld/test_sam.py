@@ -7,7 +7,7 @@ import torch
 
 from weft.backbones.memory import PlainMemory
 from weft.tests.conftest import ROOT
-from weft.toyworld import detector, sam, world
+from weft.toyworld import detector, sam, scenes, world
 from weft.toyworld.training import Recipe
 from weft.vision.detector import load_detector
 from weft.vision.find import find
@@ -126,12 +126,18 @@ def test_what_training_writes_loads(train, load, tmp_path, monkeypatch):
         assert torch.equal(parameter, shadow.half().float())
 
 
-def test_pairs_are_neighbours_of_one_clip():
-    video, sprites, stale = sam.draw_pairs(32, generator())
-    assert video.shape == (32, 3, world.SIZE, world.SIZE)
+def test_pairs_are_neighbours_of_one_sprite():
+    video, sprites, stale, ground = sam.draw_pairs(64, generator())
+    assert video.shape == (64, 3, world.SIZE, world.SIZE)
     moved = (_middle(sprites) - _middle(stale)).norm(dim=1)
-    assert 0 < moved.mean() < 12
-    assert (sprites.sum((1, 2)) / stale.sum((1, 2)) - 1).abs().max() < 0.2
+    assert 0 < moved.median() < 12
+    assert torch.stack([sprites, stale]).sum((2, 3)).min() >= sam.LEAST
+    assert not (sprites & ground).any()
+    both = (~(sprites | ground)).sum((1, 2)) > sam.LEAST  # a second sprite is there
+    assert both.float().mean() == pytest.approx(2 / 3, abs=0.15)
+    for picture, sprite in zip(video, sprites):
+        away = (picture[:, sprite].T[:, None] - world.COLOR_VALUES).abs().amax(2)  # [pixels, colors]
+        assert (away < 1e-6).any(0).sum() == 1, "a sprite has one color"
 
 
 def _middle(masks):
@@ -147,7 +153,7 @@ def test_boxes_are_tight():
 
 
 def test_clicks_are_where_they_should_be():
-    _, sprites, stale = sam.draw_pairs(64, generator())
+    _, sprites, stale, _ = sam.draw_pairs(64, generator())
     points, labels, boxes = sam.ask_click(sprites, generator())
     rows, (x, y) = torch.arange(64), points.long().movedim(-1, 0)
     assert boxes is None
@@ -159,6 +165,10 @@ def test_clicks_are_where_they_should_be():
     assert (boxes[:, :2] < boxes[:, 2:]).all()
     assert 0 <= boxes.min() <= boxes.max() <= world.SIZE - 1
     assert {*labels[:, 0].tolist()} == {1, -1}
+    tracked = labels[:, 0] == 1
+    x, y = points[:, 0].long().unbind(1)
+    assert stale[rows, y, x][tracked].all()
+    assert sprites[rows, y, x][tracked].float().mean() > 0.8  # the sprite has not gone far
 
 
 def test_losses_by_hand():
@@ -194,16 +204,41 @@ def test_overlaps_of_boxes():
     assert generalised.tolist() == pytest.approx([1, 1 / 3, -(around - 0.17) / around], abs=1e-5)
 
 
-def test_the_first_text_alone_is_right():
-    drawn, seen = world.draw(40, generator()), set()
-    g = generator()
-    for i, caption in enumerate(world.captions(drawn)):
-        texts = detector.texts_for(drawn[i : i + 1], g)
-        words = caption.split()
-        right = {words[1], words[2]}
-        assert len(set(texts)) == detector.TEXTS
-        named = {*texts[0].split()} & {*world.COLORS, *world.SHAPES}
-        assert named <= right
-        assert not any(({*t.split()} & {*world.COLORS, *world.SHAPES}) <= right for t in texts[1:])
-        seen.add(len(named))
+def test_texts_name_the_sprites_that_are_there_and_others_that_are_not():
+    g, seen = generator(), set()
+    for _ in range(12):
+        drawn, _, _ = detector.draw_scenes(20, g)
+        texts, right = detector.texts_for(drawn, g)
+        per_scene = len(texts) // 20
+        assert right.shape == (20, per_scene, 2)
+        for i in range(20):
+            asked = texts[i * per_scene : (i + 1) * per_scene]
+            assert len(set(asked)) == per_scene
+            for t, names in zip(asked, right[i]):
+                words = {*t.split()} & {*world.COLORS, *world.SHAPES}
+                for k in range(2):
+                    own = {*scenes.names(drawn, k)[i].split()[1:]}
+                    assert names[k] == (words <= own and drawn.shown[i, k])
+                seen.add(len(words))
+        assert torch.equal(right.any(1), drawn.shown)
     assert seen == {1, 2}
+
+
+def test_each_sprite_has_a_patch_of_its_own_and_the_texts_that_name_it():
+    sprites = torch.zeros(1, 2, world.SIZE, world.SIZE, dtype=torch.bool)
+    sprites[0, 0, 0:24, 0:24] = sprites[0, 1, 40:64, 32:64] = True
+    right = torch.tensor([[[True, False], [False, True], [False, False]]])
+    boxes = torch.full((1, 64, 4), 0.5)
+    boxes[0, 9], boxes[0, 46] = detector.boxes_of(sprites[0])
+    perfect = torch.full((1, 64, 3), -20.0)
+    perfect[0, 9, 0] = perfect[0, 46, 1] = 20
+    assert detector.losses_of(perfect, boxes, sprites, right)["loss"] < 1e-6
+    swapped = perfect.clone()
+    swapped[0, [9, 46]] = perfect[0, [46, 9]]
+    assert detector.losses_of(swapped, boxes, sprites, right)["loss"] > 1
+    gone = sprites.clone()
+    gone[:, 1] = False
+    assert detector.losses_of(perfect, boxes, gone, right)["loss"] > 1, "what is not there was found"
+    quiet = perfect.clone()
+    quiet[0, 46, 1] = -20
+    assert detector.losses_of(quiet, boxes, gone, right)["loss"] < 1e-6

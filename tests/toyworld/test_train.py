@@ -3,14 +3,28 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from weft.toyworld import image_model, instruct_model, losses, models, sample, train, training, video_model, world
+from weft.toyworld import (
+    image_model,
+    instruct_model,
+    losses,
+    models,
+    sample,
+    scenes,
+    train,
+    training,
+    video_model,
+    world,
+)
+from weft.toyworld import vae as vae_module
 from weft.toyworld.training import Recipe
 from weft.toyworld.vae import whiten
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RECIPE = Recipe(steps=3, peak_rate=1e-3, warmup=1)
 CLIPS = 8
 MEGABYTE = 2**20
@@ -19,12 +33,13 @@ MEGABYTE = 2**20
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """Small batches, and clips drawn by the dozen, for speed; what is computed stays the same."""
-    draw = world.draw
+    draw, draw_scenes = world.draw, scenes.draw
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_model, "BATCH", dict.fromkeys(image_model.BATCH, 4))
         patch.setattr(video_model, "BATCH", 4)
         patch.setattr(instruct_model, "BATCH", 4)
         patch.setattr(world, "draw", lambda n, *a, **k: draw(min(n, 12), *a, **k))
+        patch.setattr(scenes, "draw", lambda n, *a, **k: draw_scenes(min(n, 12), *a, **k))
         yield
 
 
@@ -33,15 +48,17 @@ def folders(small, tmp_path_factory):
     """(runs, out) after a few steps of each model, in the order of the module's page."""
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("weights")
     for name, model in train.MODELS.items():
-        model(RECIPE, runs, out, **({} if name in train.DRAW_AS_THEY_GO else {"clips": CLIPS}))
+        model(replace(RECIPE, device=DEVICE), runs, out, **({} if name in train.DRAW_AS_THEY_GO else {"clips": CLIPS}))
     return runs, out
 
 
 @pytest.mark.parametrize(
     ("name", "family", "channels"),
     [
+        ("epsilon", "StableDiffusionPipeline", 4),
         ("image", "StableDiffusionPipeline", 4),
         ("video", "TextToVideoSDPipeline", 4),
+        ("things", "TextToVideoSDPipeline", 4),
         ("instruct", "StableDiffusionInstructPix2PixPipeline", 8),
     ],
 )
@@ -51,17 +68,18 @@ def test_a_trained_model_is_a_small_diffusers_folder(folders, name, family, chan
     pipeline = sample.load(folder)
     assert type(pipeline).__name__ == family
     assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
-    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.scheduler.config.prediction_type == ("epsilon" if name == "epsilon" else "v_prediction")
     assert pipeline.unet.config.in_channels == channels
     assert pipeline.unet.dtype == torch.float32
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         assert all(p.isfinite().all() for p in part.parameters())
 
 
-def test_the_folder_holds_the_averaged_weights_of_the_run(folders):
+@pytest.mark.parametrize(("folder", "run"), [("video", "shapes"), ("things", "things"), ("epsilon", "epsilon")])
+def test_the_folder_holds_the_averaged_weights_of_its_last_run(folders, folder, run):
     runs, out = folders
-    average = torch.load(runs / "shapes.pt", weights_only=True)["average"]  # the last of the runs on the video model
-    pipeline = sample.load(out / "video")
+    average = torch.load(runs / f"{run}.pt", weights_only=True)["average"]
+    pipeline = sample.load(out / folder)
     saved = [*pipeline.unet.parameters(), *pipeline.text_encoder.parameters()]
     for tensor, shadow in zip(saved, average, strict=True):
         assert torch.equal(tensor, shadow.half().float())
@@ -72,7 +90,7 @@ def test_shipped_configs_do_not_say_where_they_were_made(folders):
         assert "_name_or_path" not in json.loads(file.read_text())
 
 
-@pytest.mark.parametrize(("name", "frames"), [("video", 5), ("image", 1)])
+@pytest.mark.parametrize(("name", "frames"), [("video", 5), ("things", 5), ("image", 1), ("epsilon", 1)])
 def test_clips_can_be_sampled_from_the_folder(folders, name, frames):
     pipeline = sample.load(folders[1] / name)
     captions = ["a red square on a teal striped background", "a blue cross on a gray plain background"]
@@ -96,11 +114,51 @@ def test_the_sampling_command_prints_a_table_and_writes_a_sheet(folders, tmp_pat
     assert sheet.stat().st_size > 0
 
 
+def test_scenes_are_sampled_and_judged_as_scenes(folders, tmp_path, monkeypatch, capsys):
+    arguments = ["--model", "things", "--weights", str(folders[1] / "things"), "--n", "3", "--steps", "1"]
+    monkeypatch.setattr("sys.argv", ["sample.py", *arguments, "--device", "cpu", "--sheet", str(tmp_path / "s.png")])
+    sample.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| count_right |")
+    assert (tmp_path / "s.png").stat().st_size > 0
+
+
 def test_what_cannot_be_sampled_says_why(folders, tmp_path):
     with pytest.raises(ValueError, match="8 input channels"):
         sample.sample(sample.load(folders[1] / "instruct"), ["make it red"])
     with pytest.raises(FileNotFoundError, match=r"no model in .*train it with .*weft.toyworld.train video"):
         sample.load(tmp_path / "video")
+
+
+def test_a_crisper_decoder_reads_the_same_latents(folders, tmp_path):
+    from diffusers import AutoencoderKL
+
+    out = tmp_path / "weights"
+    shutil.copytree(folders[1] / "vae", out / "vae")
+    before = AutoencoderKL.from_pretrained(out / "vae").state_dict()
+    vae_module.train_crisp(replace(RECIPE, device=DEVICE), tmp_path / "runs", out)
+    after = AutoencoderKL.from_pretrained(out / "vae").state_dict()
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_the_noise_is_what_an_epsilon_model_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(image_model, "diffusion_loss", lambda predicted, target, *_: asked.append(target))
+
+    def unet(noised, t, prompt):
+        return SimpleNamespace(sample=noised)
+
+    tokenizer = SimpleNamespace(model_max_length=4)
+    monkeypatch.setattr(image_model.text, "token_ids", lambda t, texts: torch.zeros(len(texts), 4, dtype=torch.long))
+    data = torch.zeros(2, 1, 4, 16, 16), torch.zeros(2, 1, 16, 16, dtype=torch.bool), ["a circle", "a square"]
+    for predicts in ("v_prediction", "epsilon"):
+        loss = image_model.image_loss("image", unet, lambda p: (p,), tokenizer, RECIPE, data, predicts=predicts)
+        loss(0, torch.Generator().manual_seed(0))
+    v, noise = asked  # of a latent that is zero, v is the noise times the signal's part, which is less than 1
+    assert (v.abs() <= noise.abs()).all()
+    assert noise.std().item() == pytest.approx(1, abs=0.1)
+    assert v.std() < 0.95 * noise.std()
 
 
 def test_whitening_keeps_the_pictures_and_standardises_the_latents():

@@ -60,13 +60,6 @@ def test_large_logits_do_not_overflow():
     compare(-300 * q, k, v, index)
 
 
-def test_merged_tokens():
-    q, k, v, index = inputs((2,), 9, 12, 24, 21)
-    merge = torch.randint(0, 12, (31,), device=device)
-    index = torch.randint(-1, 31, (9, 21), device=device)
-    compare(q, k, v, index, merge=merge)
-
-
 def test_what_the_kernel_cannot_do_says_why():
     q, k, v, index = inputs((1,), 2, 4, 300, 3)
     with pytest.raises(ValueError, match="head size 300 is over 256"):

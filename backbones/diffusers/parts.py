@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..engine.autograd import ordinary
-from ..engine.parts import run_in_parts
-from ..engine.schedule import Schedule
-from .memory import Memory
+from ...engine.autograd import ordinary
+from ...engine.parts import run_in_parts
+from ...engine.schedule import Schedule
+from ..memory import Memory
 
 log = logging.getLogger(__name__)
 FRAMES_AT_ONCE = 8  # through the VAE at most: more are no faster, and their memory must not grow with the clip

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ..engine.autograd import plain_torch
-from ..engine.words import Layout
-from . import diffusers_parts as parts
-from .memory import Memory
+from ...engine.autograd import plain_torch
+from ...engine.words import Layout
+from ..memory import Memory
+from . import parts
 
 
 class FrameCodec:

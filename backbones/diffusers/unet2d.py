@@ -11,13 +11,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..engine.call import Evaluation
-from ..engine.plan import PLAIN, EditPlan
-from ..engine.words import Layout
-from .diffusers_unet import DiffusersUNet
-from .memory import Memory
+from ...engine.call import Evaluation
+from ...engine.plan import PLAIN, EditPlan
+from ...engine.words import Layout
+from ..memory import Memory
 from .taps import tapped
 from .text import embedding_for
+from .unet import DiffusersUNet
 
 
 class UNet2D(DiffusersUNet):

@@ -6,10 +6,10 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from ..engine.autograd import ordinary, plain_torch
-from ..engine.words import Prompt
-from . import diffusers_parts as parts
-from .memory import Memory
+from ...engine.autograd import ordinary, plain_torch
+from ...engine.words import Prompt
+from ..memory import Memory
+from . import parts
 
 
 class ClipText:

@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-from ..engine.words import Block, Half, Site
+from ...engine.words import Block, Half, Site
 
 _LAYER = re.compile(
     r"((?P<half>down|mid|up)_blocks?\.?(?P<index>\d*)\.)?(?P<list>attentions|temp_attentions|transformer_in)"

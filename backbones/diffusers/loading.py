@@ -9,11 +9,9 @@ from typing import Literal
 
 import torch
 
-from ..engine.ports import Backbone
+from ...engine.ports import Backbone
+from ..memory import Memory, PlainMemory
 from .codec import FrameCodec
-from .diffusers_parts import make_schedule
-from .diffusers_unet import DiffusersUNet
-from .memory import Memory, PlainMemory
 from .model_folder import (
     Weights,
     find_weights,
@@ -24,7 +22,9 @@ from .model_folder import (
     require_size,
     sizes_in,
 )
+from .parts import make_schedule
 from .text import ClipText
+from .unet import DiffusersUNet
 from .unet2d import UNet2D
 from .unet3d import UNet3D
 

@@ -9,14 +9,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..engine.call import Evaluation
-from ..engine.plan import PLAIN, EditPlan
-from ..engine.ports import Predict
-from ..engine.schedule import Schedule
-from ..engine.words import Block, Layout, Prompt, Site
-from . import diffusers_parts as parts
-from .memory import Memory
-from .unet_layers import attention_sites, decoder_blocks
+from ...engine.call import Evaluation
+from ...engine.plan import PLAIN, EditPlan
+from ...engine.ports import Predict
+from ...engine.schedule import Schedule
+from ...engine.words import Block, Layout, Prompt, Site
+from ..memory import Memory
+from . import parts
+from .layers import attention_sites, decoder_blocks
 
 T = TypeVar("T")
 GRADIENT_WORTH = 8  # a pass with gradients keeps what a pass without drops; modelled, not measured

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..engine.call import Evaluation
-from ..engine.plan import PLAIN, EditPlan
-from ..engine.words import Prompt
-from .diffusers_unet import DiffusersUNet
+from ...engine.call import Evaluation
+from ...engine.plan import PLAIN, EditPlan
+from ...engine.words import Prompt
 from .taps import tapped
 from .text import embedding_for
+from .unet import DiffusersUNet
 
 
 class UNet3D(DiffusersUNet):

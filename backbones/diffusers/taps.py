@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..engine.call import Call, Evaluation, Features, beside, softmax_attention
-from ..engine.plan import Control, EditPlan, attend_with
-from ..engine.words import SOURCE, Block, Model, Site
+from ...engine.call import Call, Evaluation, Features, beside, softmax_attention
+from ...engine.plan import Control, EditPlan, attend_with
+from ...engine.words import SOURCE, Block, Model, Site
 
 
 @contextmanager
