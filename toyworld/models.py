@@ -126,6 +126,7 @@ def assemble(name: str, unet, out: Path, encoder=None, predicts: str = SCHEDULER
         pipeline = getattr(diffusers, family)(**parts, **unsafe)
     shutil.rmtree(out / name, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(out / name, safe_serialization=True)
+    text.write_portably(out / name, out / "tokenizer")
     for file in (out / name).glob("*/config.json"):  # they remember the folder their weights were read from
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)

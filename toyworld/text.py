@@ -6,6 +6,7 @@ The BPE merges are made so that each word of the world is one token; other words
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from collections import Counter
 from itertools import pairwise
@@ -79,6 +80,21 @@ def make_text_encoder(tokenizer):
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def write_portably(folder: Path, tokenizer: Path) -> None:
+    """Makes a model folder that a new transformers has saved one that old ones read, too.
+
+    From 5.6 on, CLIPTextModel is saved without the level `text_model.` around its names, which all versions understand;
+    and from 5.0 on, tokenizers without the `vocab.json` and `merges.txt` that those before want.
+    """
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+        shutil.copy(tokenizer / name, folder / "tokenizer" / name)
 
 
 def token_ids(tokenizer, texts: list[str]):

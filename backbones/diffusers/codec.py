@@ -48,8 +48,7 @@ class FrameCodec:
                 f"frames are {width}x{height}, and '{self.name}' wants width and height divisible by {m}: "
                 f"scale or crop to {width // m * m}x{height // m * m}"
             )
-        if not parts.all_finite(frames):
-            raise ValueError("the frames hold NaN or infinity")
+        parts.require_pictures(frames)
         return parts.encode_frames(self.vae, frames, self.memory, self.check)
 
     @plain_torch

@@ -165,8 +165,7 @@ def _fit_text(network, encoder, tokenizer, name: str) -> None:
 def frozen_module(library, kind: str, folder: Path, **options):
     """A network with frozen weights, every one of them from its files, which are looked into before it is made."""
     config, weights = read_config(folder), find_weights(folder, library.__name__)
-    with _in_plain_words(folder):
-        _require_size(getattr(library, kind), folder, config, weights)
+    _require_size(getattr(library, kind), folder, config, weights)
     chosen = {"variant": weights.variant, "use_safetensors": weights.safe, "output_loading_info": True, **options}
     module, report = loaded(folder, library, kind, **chosen)
     if missing := sorted(report["missing_keys"]):
@@ -179,9 +178,10 @@ def frozen_module(library, kind: str, folder: Path, **options):
 
 def _require_size(kind: type, folder: Path, config: dict, weights: Weights) -> None:
     def build():
-        if hasattr(kind, "from_config"):  # diffusers
-            return kind.from_config(config)
-        return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+        with _in_plain_words(folder):
+            if hasattr(kind, "from_config"):  # diffusers
+                return kind.from_config(config)
+            return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
 
     require_size(folder, config, sizes_in(weights), build)
 
@@ -202,7 +202,7 @@ def _in_plain_words(folder: Path) -> Iterator[None]:
     except Exception as error:  # libraries raise whatever there is, and tokenizers bare exceptions
         told = str(error)
         told = told if len(told) <= LONGEST else f"{told[:LONGEST]} ..."
-        raise ValueError(told if name_of(folder) in told else f"cannot load '{name_of(folder)}': {told}") from error
+        raise ValueError(f"cannot load '{name_of(folder)}': {told}") from error
 
 
 def require_readable_weights(folder: Path, library: str = "transformers") -> None:

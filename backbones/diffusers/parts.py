@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ FRAMES_AT_ONCE = 8  # through the VAE at most: more are no faster, and their mem
 # convolutions need to work, as much as ComfyUI allows (1767 and 2178 numbers a pixel for widths 128 and 256).
 ENCODING_PLANES, DECODING_PLANES = 14.0, 8.6
 UNKNOWN = 2e9  # bytes to take where nobody knows what is free, as in main memory, which hardly gains by more frames
+MARKS = re.compile(r"\([^()]*:\s*[\d.]+\s*\)|\bembedding:\S+")  # of ComfyUI's own text nodes
+BRIGHTEST = 2.0  # some way over 1, as sharpening leaves it; frames in 0..255 are far beyond
 MOST_TIMESTEPS = 100_000  # any model was trained with 1,000 or so: more is a broken config
 BLOCKS, BLOCK = 2048, 64  # of a large tensor, what a fingerprint reads
 END_OF_WORD = "</w>"  # as CLIP's tokenizer writes it
@@ -39,10 +42,18 @@ def fingerprint(*modules: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for module in modules:
-        for name, tensor in module.state_dict().items():
+        tensors = module.state_dict()
+        for name, tensor in zip(_without_shared_levels(list(tensors)), tensors.values()):
             checksum = zlib.crc32(_sample(tensor).float().cpu().numpy())
             digest.update(f"{name}{list(tensor.shape)}{checksum}".encode())
     return digest.hexdigest()[:12]
+
+
+def _without_shared_levels(names: list[str]) -> list[str]:
+    """Some versions of a library have a level more around all names of a model."""
+    while names and all("." in name for name in names) and len({name.split(".")[0] for name in names}) == 1:
+        names = [name.split(".", 1)[1] for name in names]
+    return names
 
 
 def _sample(tensor: Tensor) -> Tensor:
@@ -57,6 +68,18 @@ def _sample(tensor: Tensor) -> Tensor:
 def all_finite(clip: Tensor) -> bool:
     """Whether a clip [F, ...] holds numbers alone, looked through a few frames at a time."""
     return all(part.isfinite().all() for part in clip.split(FRAMES_AT_ONCE))
+
+
+def require_pictures(frames: Tensor) -> None:
+    """ValueError for frames [F, ...] that are no floats in 0..1, but for a little over."""
+    if not frames.is_floating_point():
+        raise ValueError(f"want frames as floats in 0..1, got {frames.dtype}: divide them by 255")
+    if not all_finite(frames):
+        raise ValueError("the frames hold NaN or infinity")
+    if (brightest := max(part.abs().max() for part in frames.split(FRAMES_AT_ONCE))) > BRIGHTEST:
+        raise ValueError(
+            f"want frames in 0..1, got values up to {brightest:g}: if they are in 0..255, divide them by 255"
+        )
 
 
 def encode_frames(vae: nn.Module, frames: Tensor, memory: Memory, check: Callable[[], None]) -> Tensor:
@@ -129,9 +152,23 @@ def _finite(vae: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[Ca
 def embed_text(tokenizer, encoder: nn.Module, text: str, device: torch.device) -> Tensor:
     """[1, L, E] last hidden state, padded to the tokenizer's length as Stable Diffusion is trained."""
     tokens = _tokenized(tokenizer, text)
+    _tell_what_is_not_read(tokenizer, text)
     # OpenCLIP-style encoders (SD 2.x, Zeroscope) attend over the padding as well, unless their config says otherwise.
     mask = tokens.attention_mask.to(device) if getattr(encoder.config, "use_attention_mask", False) else None
     return encoder(tokens.input_ids.to(device), attention_mask=mask)[0].float()
+
+
+def _tell_what_is_not_read(tokenizer, text: str) -> None:
+    """One line in the log for the end of a text that is too long, and for what means something in other nodes."""
+    longest = tokenizer.model_max_length
+    ids = tokenizer(text, verbose=False).input_ids
+    if len(ids) > longest:
+        cut = tokenizer.decode(ids[longest - 1 : -1])  # the last that is read says that the text ends
+        log.warning(
+            "a prompt of %d tokens is longer than the %d that are read, and is cut: '%s'", len(ids), longest, cut
+        )
+    if marks := MARKS.findall(text):
+        log.warning("read as they stand, as weights and embeddings mean nothing here: %s", ", ".join(marks))
 
 
 def token_texts(tokenizer, text: str) -> tuple[str, ...]:

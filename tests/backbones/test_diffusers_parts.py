@@ -49,6 +49,16 @@ def test_half_precision_weights_are_the_same_model_in_float32():
     assert fingerprint(half) != fingerprint(module())
 
 
+def test_a_level_around_all_names_is_no_other_model():
+    """As CLIPTextModel had one until transformers 5.6."""
+    wrapped, single = nn.Module(), nn.Module()
+    wrapped.text_model = module()
+    assert fingerprint(wrapped) == fingerprint(module())
+    single.text_model = nn.Module()
+    single.text_model.inner = module()
+    assert fingerprint(single) == fingerprint(module())
+
+
 LARGE = 3 * parts.BLOCKS * parts.BLOCK  # values, more than are read
 
 
@@ -118,6 +128,44 @@ def test_tokens_of_a_prompt_spell_it_position_by_position(tiny):
     assert len(tokens) == tiny.text.tokenizer.model_max_length
     assert "".join(tokens) == "a teal square on a zebra "
     assert tiny.text.embed("A teal square on a zebra").tokens == tokens
+
+
+def test_a_text_that_is_too_long_is_cut_and_its_end_is_told(tiny, caplog):
+    with caplog.at_level(logging.WARNING):
+        tiny.text.embed("a red square on a " + "gray " * 8)
+        assert not caplog.records
+        prompt = tiny.text.embed("red " * 14 + "square circle")
+    (line,) = caplog.records
+    assert "a prompt of 18 tokens is longer than the 16 that are read, and is cut: 'square circle'" in line.getMessage()
+    assert prompt.tokens[1:15] == ("red ",) * 14
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a (red:1.3) square embedding:bad", ["(red:1.3)", "embedding:bad"]),
+        ("(a red: 0.5) square", ["(a red: 0.5)"]),
+        ("a square (red)", []),
+        ("red: a square, 1:2", []),
+    ],
+)
+def test_what_means_something_in_other_nodes_is_told(tiny, caplog, text, told):
+    with caplog.at_level(logging.WARNING):
+        tiny.text.embed(text)
+    lines = [r.getMessage() for r in caplog.records if "read as they stand" in r.getMessage()]
+    assert len(lines) == bool(told)
+    assert all(mark in lines[0] for mark in told)
+
+
+@pytest.mark.parametrize("frames", [torch.randint(256, (2, 12, 20, 3)).byte(), 255 * torch.rand(2, 12, 20, 3)])
+def test_frames_in_0_to_255_are_not_taken_for_pictures(tiny_image, frames):
+    with pytest.raises(ValueError, match=r"want frames .*0\.\.1, got .*divide them by 255"):
+        tiny_image.codec.encode(frames)
+
+
+def test_frames_a_little_out_of_range_are_pictures(tiny_image):
+    frames = torch.rand(2, 12, 20, 3) * 1.2 - 0.1
+    assert tiny_image.codec.encode(frames).isfinite().all()
 
 
 def taken(call):

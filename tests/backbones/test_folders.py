@@ -21,6 +21,11 @@ STEMS = {
     "text_encoder": ("model", "pytorch_model"),
 }
 
+reads_pickles = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < model_folder.SAFE_TORCH,
+    reason="no pickle is read by this torch",
+)
+
 
 @pytest.fixture
 def folder(tiny_image_folder, tmp_path):
@@ -88,7 +93,7 @@ def test_of_several_variants_the_plain_one_then_the_smallest_is_taken(folder, ti
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
-@pytest.mark.parametrize("end", ["safetensors", "bin"])
+@pytest.mark.parametrize("end", ["safetensors", pytest.param("bin", marks=reads_pickles)])
 def test_weights_in_several_files(folder, tiny_image, end, variant):
     middle = f".{variant}" if variant else ""
     for part, file, tensors in list(weights_of(folder)):
@@ -102,7 +107,11 @@ def test_weights_in_several_files(folder, tiny_image, end, variant):
             else:
                 save_file(some, file.with_name(shard), metadata={"format": "pt"})
         index = {"metadata": {"total_size": 1}, "weight_map": table}
-        file.with_name(f"{stem}.{end}.index{middle}.json").write_text(json.dumps(index))
+        for name in (
+            f"{stem}.{end}.index{middle}.json",
+            f"{stem}.{end}{middle}.index.json",
+        ):  # of new and old diffusers
+            file.with_name(name).write_text(json.dumps(index))
         file.unlink()
     assert marks(load(folder)) == marks(tiny_image)
     (folder / "unet" / shards[0].replace(stem, STEMS["unet"][0])).unlink()
@@ -110,6 +119,7 @@ def test_weights_in_several_files(folder, tiny_image, end, variant):
         load(folder)
 
 
+@reads_pickles
 def test_the_format_that_torch_had_before_1_6(folder, tiny_image):
     for part, file, tensors in list(weights_of(folder)):
         torch.save(tensors, file.with_name(f"{STEMS[part][1]}.bin"), _use_new_zipfile_serialization=False)
@@ -269,7 +279,7 @@ def test_a_decoy_beside_a_pickle_does_not_let_it_in(folder, tmp_path, part, deco
     decoy = f"{decoy.format(stem=stem)}.safetensors"
     (folder / part / f"{stem}.safetensors").rename(folder / part / decoy)
     (folder / part / f"{pickled}.bin").write_bytes(pickle.dumps({"x": Code(tmp_path / "ran")}))
-    with pytest.raises(ValueError, match=rf"'copy/{part}/{pickled}.bin' is truncated, or a pickle that holds more"):
+    with pytest.raises(ValueError, match=rf"'copy/{part}/{pickled}.bin' is (truncated, or )?a pickle"):
         load(folder)
     assert not (tmp_path / "ran").exists()
 

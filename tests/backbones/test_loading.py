@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
+from weft.backbones.model_folder import SAFE_TORCH
 from weft.engine.call import Evaluation
 from weft.engine.edit import edit
 from weft.engine.inversion import invert
@@ -162,6 +163,12 @@ def test_fp16_files_beside_whole_ones_are_passed_over(folder, tiny):
     assert marks(load(folder)) == marks(tiny)
 
 
+reads_pickles = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH, reason="no pickle is read by this torch"
+)
+
+
+@reads_pickles
 def test_bin_files_that_hold_nothing_but_tensors(folder, tiny):
     for part in WEIGHTS:
         torch.save(load_file(weights(folder, part)), folder / part / PYTORCH[part])
@@ -191,7 +198,7 @@ def test_a_pickle_that_holds_code_is_not_run(folder, tmp_path, part, form):
         file.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, file)
-    match = f"'copy/{part}/{file.name}' is truncated, or a pickle that holds more than tensors, and was not loaded"
+    match = f"'copy/{part}/{file.name}' is (truncated, or )?a pickle"
     with pytest.raises(ValueError, match=match):
         load(folder)
     assert not marker.exists()
@@ -222,7 +229,7 @@ def test_a_truncated_bin_file_is_named(folder):
     weights(folder, "unet").unlink()
     file = folder / "unet" / PYTORCH["unet"]
     file.write_bytes(file.read_bytes()[:-2000])
-    with pytest.raises(ValueError, match=r"'copy/unet/diffusion_pytorch_model.bin' is truncated, or a pickle"):
+    with pytest.raises(ValueError, match=r"'copy/unet/diffusion_pytorch_model.bin' is (truncated, or )?a pickle"):
         load(folder)
 
 
@@ -244,7 +251,7 @@ def test_missing_weights_are_named(folder, part):
 def test_a_missing_tensor_is_named_and_not_made_up(folder, part):
     change(weights(folder, part), lambda tensors: tensors.pop(min(tensors)))
     missing = {"unet": "conv_in.bias", "vae": "decoder.conv_in.bias", "text_encoder": "embeddings"}[part]
-    with pytest.raises(ValueError, match=f"'copy/{part}' lack 1 of the tensors of a .*, .*{missing}.* among them"):
+    with pytest.raises(ValueError, match=rf"(?s)'copy/{part}'.*( lack 1 of the tensors|keys are missing).*{missing}"):
         load(folder)
 
 

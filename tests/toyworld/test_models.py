@@ -1,7 +1,34 @@
 import pytest
 import torch
+from safetensors import safe_open
 
-from weft.toyworld import models
+from weft.tests.conftest import ROOT
+from weft.toyworld import models, text
+
+SHIPPED = ROOT / "toyworld" / "weights"
+
+
+def names(folder):
+    with safe_open(folder / "text_encoder" / "model.safetensors", framework="pt") as file:
+        return list(file.keys())
+
+
+@pytest.mark.parametrize("name", ["image", "video", "instruct"])
+def test_shipped_models_are_saved_in_the_names_that_every_version_reads(name):
+    assert all(n.startswith("text_model.") for n in names(SHIPPED / name))
+    for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert (SHIPPED / name / "tokenizer" / file).is_file()
+
+
+def test_what_a_new_transformers_saves_is_made_portable(tmp_path):
+    tokenizer = text.make_tokenizer(tmp_path / "files")
+    text.make_text_encoder(tokenizer).save_pretrained(tmp_path / "model" / "text_encoder")
+    tokenizer.save_pretrained(tmp_path / "model" / "tokenizer")
+    for _ in range(2):  # a second time changes nothing
+        text.write_portably(tmp_path / "model", tmp_path / "files")
+        assert all(n.startswith("text_model.") and n.count("text_model.") == 1 for n in names(tmp_path / "model"))
+    loaded = type(tokenizer).from_pretrained(tmp_path / "model" / "tokenizer")
+    assert loaded("a red square").input_ids == tokenizer("a red square").input_ids
 
 
 def test_the_video_model_starts_as_the_image_model():

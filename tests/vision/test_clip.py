@@ -168,7 +168,7 @@ def without(name):
         (shutil.rmtree, "no config.json in .*: a transformers model folder has one"),
         (without("config.json"), "no config.json"),
         (lambda f: (f / "config.json").write_text("{"), "cannot read"),
-        (lambda f: (f / "config.json").write_text("[]"), "'copy' holds a None"),
+        (lambda f: (f / "config.json").write_text("[]"), "is not the config of a model"),
         (lambda f: change_config(f, model_type="clip_text_model"), "holds a clip_text_model: want the transformers"),
         (without("model.safetensors"), r"no \*.safetensors in 'copy'"),
         (pickled, r"no \*.safetensors in 'copy': other weights are not loaded"),
