@@ -13,8 +13,8 @@ def tile_budget(device: torch.device) -> int:
 
 
 def gather_budget(device: torch.device) -> int:
-    """Gathered numbers held at once per operand: 16 MB of float32, on a GPU 256 MB, so that a call is few launches."""
-    return 2**22 if device.type == "cpu" else 2**26
+    """Numbers gathered or compared at once: 8 MB of float32, and on a GPU 256 MB, so that a call is few launches."""
+    return 2**21 if device.type == "cpu" else 2**26
 
 
 def row_tiles(rows: int, row_elements: int, budget: int) -> Iterator[slice]:

@@ -9,6 +9,7 @@ from weft.kernels.em import fused as kernel
 from weft.kernels.em.reference import directions
 from weft.tests.kernels.guards import Guards
 from weft.tests.kernels.mutants import mutant
+from weft.tests.kernels.tensor_core import assert_within, em_error
 from weft.tests.numerics import assert_close, assert_no_worse
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,7 +30,10 @@ def inputs(rows, tokens, bases, size, width):
 
 
 def compare(tokens, values, bases, temperature):
-    """`assert_close` where rounding is not amplified; at STEM's temperature, no worse than torch in float32."""
+    """`assert_close` where rounding is not amplified; at STEM's temperature, no worse than torch in float32.
+
+    On a GPU, within what its tensor cores round, which with heads of 80 or 160 channels is more.
+    """
     options = {"temperature": temperature, "eps": 1e-4}
     launcher = sys.modules[kernel.em_sums_fused.__module__]  # a mutant's own module
     with (
@@ -48,6 +52,14 @@ def compare(tokens, values, bases, temperature):
         return (*step, em_values(x, v, b, backend="reference", **options))
 
     exact = reference(tokens.double(), values.double(), bases.double())
+    if device == "cuda":
+        bases_off, mass_off = em_error(tokens, tokens, bases, temperature, 1e-4)
+        values_off, _ = em_error(tokens, values, bases, temperature, 1e-4)
+        dead = ((exact[1] - 1e-4).abs() <= mass_off)[..., None]  # so near to being kept that either may happen
+        for mine, true, off in zip(got, exact, (bases_off.masked_fill(dead, float("inf")), mass_off, values_off)):
+            assert mine.dtype == torch.float32
+            assert_within(mine, true, off)
+        return
     for mine, plain, true in zip(got, reference(tokens, values, bases), exact):
         assert mine.dtype == torch.float32
         # three TF32 products carry 22 bits, not float32's 24: hence 4 times
@@ -75,11 +87,13 @@ def test_matches_at_stems_temperature_with_dead_bases(attempt):
 
 def test_iterations_attention_and_views():
     x, v, b = inputs((1, 2), 40, 12, 20, 20)
-    options = {"temperature": 1.0, "iterations": 2}
-    for got, want in zip(*(em_bases(x, v, b, backend=w, **options) for w in ("triton", "reference"))):
-        assert_close(got, want)
-    got, want = (em_attention(x, x, v, b, backend=w, **options) for w in ("triton", "reference"))
-    assert_close(got, want)
+    options = {"temperature": 1.0, "backend": "triton"}
+    once, _ = em_step(x, b, **options)
+    twice, mass = em_step(x, once, **options)
+    want = twice, em_values(x, v, once, **options), mass
+    assert all(map(torch.equal, em_bases(x, v, b, iterations=2, **options), want))
+    attended = torch.nn.functional.scaled_dot_product_attention(x, *want[:2])
+    assert torch.equal(em_attention(x, x, v, b, iterations=2, **options), attended)
     x, v, b = (y.mT.contiguous().mT for y in (x, v, b))
     compare(x, v, b, 0.5)
 
