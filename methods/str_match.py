@@ -31,7 +31,7 @@ from ..engine.ports import Backbone, Predict
 from ..engine.probe import read_calls
 from ..engine.source import Trajectory
 from ..engine.words import SOURCE, Model, Prompt, Site
-from ..kernels import reduce_rows, str_rows, str_score
+from ..kernels import map_distance, reduce_rows, str_rows, str_score
 
 Reduction = Literal["row_sum", "frame", "layer", "global"]
 StepMode = Literal["sgd", "relative"]
@@ -190,15 +190,7 @@ def _temporal_maps(call: Call) -> Tensor:
 
 def _map_distance(source: Pair, target: Pair) -> Tensor:
     """Squared distance of head-mean spatial and temporal maps: the baseline of the paper's ablation."""
-    spatial = [_spatial_maps(pair[0]) for pair in (source, target)]
-    temporal = [_temporal_maps(pair[1]).mean(1) for pair in (source, target)]
-    return (spatial[0] - spatial[1]).square().sum() + (temporal[0] - temporal[1]).square().sum()
-
-
-def _spatial_maps(call: Call) -> Tensor:
-    """[F, N, N] head-mean spatial maps."""
-    q, k = (x[0].float() if x.dtype in (torch.float16, torch.bfloat16) else x[0] for x in (call.q, call.k))
-    return (q @ k.transpose(-1, -2) * call.scale).softmax(-1).mean(1)
+    return sum(map_distance(s.q[0], s.k[0], t.q[0], t.k[0], scale=t.scale) for s, t in zip(source, target))
 
 
 def score_frames(

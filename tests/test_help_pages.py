@@ -1,13 +1,29 @@
 """Every node explains itself: in the palette, at each input, and on a page of its own."""
 
+import ast
 import re
+from functools import cache
 
 import pytest
 
 from weft.tests.conftest import ROOT
 from weft.tests.schemas import schemas
+from weft.tests.test_pairs import REFUSED
 
 PAGES = ROOT / "web" / "docs"
+METHODS = {  # as tests/test_pairs.py calls them, without their settings -> node, as a user calls it
+    "cove": ("WeftCorrespondenceAttention", "Correspondence Attention"),
+    "spatio-temporal": ("WeftSpatioTemporalAttention", "Spatio-Temporal Attention"),
+    "neighbours": ("WeftSpatioTemporalAttention", "Spatio-Temporal Attention"),
+    "injection": ("WeftFeatureInjection", "Feature Injection"),
+    "token flow": ("WeftTokenFlow", "TokenFlow"),
+    "fate zero": ("WeftFateZero", "FateZero"),
+    "gather-swap": ("WeftGatherSwapAttention", "Gather-Swap Attention"),
+    "stem": ("WeftSTEMAttention", "STEM Attention"),
+    "stem, grouped": ("WeftSTEMAttention", "STEM Attention"),
+    "str": ("WeftSTRLatentOptimizer", "STR Latent Optimizer"),
+    "blend": ("WeftLatentBlend", "Latent Blend"),
+}
 
 
 @pytest.fixture(params=schemas())
@@ -41,3 +57,49 @@ def test_page_gives_every_choice_and_default(schema):
 
 def test_no_page_without_a_node():
     assert sorted(p.stem for p in PAGES.glob("*.md")) == sorted(schemas())
+
+
+def with_others(node_id):
+    """What a page says of its method and other methods."""
+    _, _, after = (PAGES / f"{node_id}.md").read_text().partition("\n## With other methods\n")
+    return after.partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("node_id", sorted({node_id for node_id, _ in METHODS.values()}))
+def test_a_method_says_what_it_gives_with_every_other(node_id):
+    others = {title for other, title in METHODS.values() if other != node_id}
+    said = with_others(node_id)
+    absent = [title for title in sorted(others) if title not in said]
+    # Blend and STR act around a step, so that one line there is about all that act within it.
+    assert not absent or (node_id == "WeftLatentBlend" and "goes with every method" in said), absent
+
+
+@pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: " + ".join(sorted(pair)))
+def test_what_is_refused_is_said_to_be_on_both_pages(pair):
+    one, other = (METHODS[name] for name in pair)
+    for (node_id, _), (_, title) in ((one, other), (other, one)):
+        lines = [line for line in with_others(node_id).splitlines() if title in line and "efused" in line]
+        assert lines, f"{node_id} does not say that it is refused with {title}"
+
+
+@cache
+def told():
+    """Every text in the code; what is filled in is a gap."""
+    rooms = ("engine", "methods", "nodes", "backbones", "vision", "measure")
+    texts = set()
+    for path in (path for room in rooms for path in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.add("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.add(node.value)
+    return texts
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)
+def test_the_messages_a_page_explains_are_those_the_code_says(page):
+    for line in re.findall(r"^- \*\*(.*?)\*\*", page.read_text(), re.MULTILINE):
+        for quote in re.findall(r'"([^"]+)"', line):
+            parts = [part.strip().rstrip(".,") for part in quote.split("...")]
+            wanted = re.compile(".*".join(map(re.escape, filter(None, parts))), re.DOTALL)
+            assert any(wanted.search(text) for text in told()), f"nothing says: {quote}"
