@@ -26,7 +26,7 @@ NOTES = {
     },
     "global": {
         "title": "the whole picture",
-        "also": ", and the same in **Adapted text**",
+        "also": "",
         "first": "**Candidates** edits one frame with several seeds: put the number of the best into its choice. All "
         "frames start from that seed.",
         "then": "**Adapt** learns from that pair what you mean, and **Sample** edits all frames so.",
@@ -46,14 +46,14 @@ def via(kind: str) -> Graph:
     """An instruction for every frame: one thing ("local"), the whole picture ("global") or a clip in parts ("long")."""
     frames, text = wire("Source frames", "images"), clip.instruction()
     model, edited, plan, evaluated, part, chunk = wire("Model"), wire("Decode"), wire("Gather-swap"), {}, frames, {}
-    first, blend, merge, seed, said = {}, {}, {}, {}, "Instruction"
+    first, blend, merge, seed = {}, {}, {}, {}
+    told = {"Instruction": node("WeftEncodePrompt", model=model, text=text)}
     if kind == "local":
         first = {"Mask": clicked() | {"Track": track("Click")}}
         blend = {"Blend": node("WeftLatentBlend", plan=plan, mask=wire("Track", "mask"), dilate=2)}
         plan, evaluated = wire("Blend"), {"mask": wire("Track", "mask")}
     if kind == "global":
-        text, said = BACKGROUND, "Adapted text"
-        first = {"Adapt to one frame": _adaptation(frames)}
+        first, told = {"Adapt to one frame": _adaptation(frames)}, {}
         model, seed = wire("Adapt", "model"), {"seed": wire("Candidates", "seed")}
     if kind == "long":
         part, chunk, edited = wire("Part", "images"), {"chunk": wire("Part", "chunk")}, wire("Merge")
@@ -61,11 +61,11 @@ def via(kind: str) -> Graph:
         first = {"Part of the clip": {"Chunks": node("WeftChunkPlan", images=frames, count=1), "Part": cut}}
         merge = {"Merge": node("WeftChunkMerge", chunks=wire("Chunks"), images=wire("Decode"))}
     start = {
-        said: node("WeftEncodePrompt", model=model, text=text),
+        **told,
         "Encode": node("WeftEncodeFrames", model=model, images=part),
         "Noise": node("WeftAddNoise", model=model, latent=wire("Encode"), **chunk, **seed),
     }
-    sample = {"model": model, "trajectory": wire("Noise"), "positive": wire(said), "plan": plan}
+    sample = {"model": model, "trajectory": wire("Noise"), "positive": wire("Instruction"), "plan": plan}
     sample |= {"cfg": EDITOR_CFG, "chunk_frames": 4 if kind == "long" else 0}
     return {
         "Read me": read_me(NOTE.format(**NOTES[kind])),
