@@ -20,7 +20,7 @@ from ..engine.edit import edit
 from ..engine.inversion import invert
 from ..engine.plan import PLAIN, Control
 from ..engine.ports import Backbone
-from ..measure.metric import psnr
+from ..measure.psnr import psnr
 from ..methods.correspondence import correspondence
 from ..methods.correspondence_attention import CorrespondenceAttention
 from ..methods.fate_zero import FateZero

@@ -129,9 +129,10 @@ class Call:
         adds up. Where all groups have one set of keys already, that stands for all frames and nothing changes."""
         if self.k.shape[1] != self.q.shape[1]:
             return self
-        before = self.seen or ((),) * self.q.shape[1]
-        seen = ((*a, *(f for f in b if f not in a)) for a, b in zip(before, frames, strict=True))
-        return replace(self, seen=tuple(seen))
+        asked = tuple(tuple(f) for f in frames)
+        if self.seen is not None:
+            asked = tuple(tuple(sorted({*a, *b})) for a, b in zip(self.seen, asked, strict=True))
+        return replace(self, seen=asked)
 
     def seeing_all(self) -> Call:
         """Every frame sees all frames of the call."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -66,8 +66,8 @@ class Solver(Protocol):
 class DDIM:
     """The deterministic sampler, eta = 0 (Song et al. 2021), with the steps and schedule of the source's trajectory."""
 
-    draws: int = 1
-    source_guidance: float | None = None
+    draws: ClassVar[int] = 1
+    source_guidance: ClassVar[float | None] = None
 
     def check(self, source: Trajectory, model: Model) -> None:
         pass

@@ -19,7 +19,11 @@ Clip = io.Custom("WEFT_CLIP")  # both towers, to judge pictures by texts; ComfyU
 
 
 def plan_input() -> io.Input:
-    return Plan.Input("plan", optional=True, tooltip="What other methods already do. This one nests inside them.")
+    return Plan.Input(
+        "plan",
+        optional=True,
+        tooltip="What other methods already do. Order does not matter but among methods of one kind.",
+    )
 
 
 def seed_input(tooltip: str, name: str = "seed") -> io.Input:

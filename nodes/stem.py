@@ -83,7 +83,7 @@ class WeftSTEMInversion(io.ComfyNode):
                 io.Conditioning.Input("source_prompt", tooltip="Describes the source clip as it is."),
                 io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps of the inversion and of the edit."),
                 *stem_inputs(),
-                sockets.Plan.Input("plan", optional=True, tooltip="What other methods do; the bases nest inside."),
+                sockets.Plan.Input("plan", optional=True, tooltip="What other methods do; the bases act inside them."),
                 *way_inputs(),
             ],
             outputs=[
@@ -128,8 +128,7 @@ class WeftSTEMAttention(io.ComfyNode):
                 io.Boolean.Input(
                     "shared",
                     default=False,
-                    tooltip="In an edit, all rows use the source's bases (ours). FateZero nested inside then fuses "
-                    "maps to bases.",
+                    tooltip="In an edit, all rows use the source's bases (ours), so that base k is the same in each.",
                 ),
             ],
             outputs=[sockets.Plan.Output(display_name="plan")],

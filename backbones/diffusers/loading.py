@@ -30,9 +30,11 @@ from .unet3d import UNet3D
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+# A new family of diffusers' networks: its file, and its line here.
+FAMILIES: dict[str, type[DiffusersUNet]] = {"UNet2DConditionModel": UNet2D, "UNet3DConditionModel": UNet3D}
 # A folder names classes, and these alone are ever made of it.
 PARTS = {
-    "unet": ("diffusers", ("UNet2DConditionModel", "UNet3DConditionModel")),
+    "unet": ("diffusers", tuple(FAMILIES)),
     "vae": ("diffusers", ("AutoencoderKL",)),
     "text_encoder": ("transformers", ("CLIPTextModel",)),
     "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
@@ -73,9 +75,9 @@ def load_backbone(
         raise ValueError(f"no dtype '{dtype}': want one of {', '.join(DTYPES)}")
     classes = _read_index(folder)
     family = classes.get("unet", classes.get("transformer", (None, None)))[1]
-    if family not in _FAMILIES:
+    if family not in FAMILIES:
         raise ValueError(
-            f"'{folder.name}' holds a {family}, which is not supported yet: want one of {', '.join(_FAMILIES)}"
+            f"'{folder.name}' holds a {family}, which is not supported yet: want one of {', '.join(FAMILIES)}"
         )
     if missing := [part for part in PARTS if part not in classes or not (folder / part).is_dir()]:
         raise ValueError(f"'{folder.name}' has no {' and no '.join(missing)}: is the download complete?")
@@ -89,7 +91,7 @@ def load_backbone(
         require_readable_weights(folder / part, PARTS[part][0])
     memory = memory or PlainMemory()
     kind = memory.default_dtype() if dtype == "auto" else getattr(torch, dtype)
-    return _load_unet(_FAMILIES[family], folder, name or folder.name, classes, kind, memory, check)
+    return _load_unet(FAMILIES[family], folder, name or folder.name, classes, kind, memory, check)
 
 
 def _load_unet(
@@ -111,8 +113,7 @@ def _load_unet(
     codec = FrameCodec(name, vae, memory, check, family.fewest_frames)
     # Only now: the fingerprint is of its weights as they are in the file.
     torch.nn.Module.to(vae, _vae_dtype(vae, dtype, memory))
-    more = {"scaling_factor": vae.config.scaling_factor} if family is UNet2D else {}
-    denoiser = family(name, network, codec.layout, scheduler, memory, **more)
+    denoiser = family(name, network, codec.layout, scheduler, memory, vae.config.scaling_factor)
     return Backbone(name, denoiser, codec, ClipText(encoder.to(dtype=dtype), tokenizer, memory))
 
 
@@ -124,9 +125,6 @@ def _vae_dtype(vae, dtype: torch.dtype, memory: Memory) -> torch.dtype:
     if memory.has_bfloat16():
         return torch.bfloat16
     return torch.float16 if getattr(vae.config, "force_upcast", True) is False else torch.float32
-
-
-_FAMILIES = {"UNet2DConditionModel": UNet2D, "UNet3DConditionModel": UNet3D}
 
 
 def _require_known(network, vae, name: str) -> None:

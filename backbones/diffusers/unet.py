@@ -29,9 +29,21 @@ class DiffusersUNet:
     sees_source = False
     fewest_frames = 2
 
-    def __init__(self, name: str, network: nn.Module, layout: Layout, scheduler_config: dict, memory: Memory):
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        layout: Layout,
+        scheduler_config: dict,
+        memory: Memory,
+        scaling_factor: float = 1.0,
+    ):
+        """
+        Args:
+            scaling_factor: of the network's latents over the VAE's, for networks that are given a picture as well.
+        """
         self.name, self.network, self.layout, self.memory = name, network, layout, memory
-        self.scheduler_config = scheduler_config
+        self.scheduler_config, self.scaling_factor = scheduler_config, scaling_factor
         self.fingerprint = parts.fingerprint(network)
 
     @property

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...engine.call import Evaluation
 from ...engine.plan import PLAIN, EditPlan
-from ...engine.words import Layout
-from ..memory import Memory
 from .taps import tapped
 from .text import embedding_for
 from .unet import DiffusersUNet
@@ -25,22 +23,6 @@ class UNet2D(DiffusersUNet):
 
     framewise = True
     fewest_frames = 1
-
-    def __init__(
-        self,
-        name: str,
-        network: nn.Module,
-        layout: Layout,
-        scheduler_config: dict,
-        memory: Memory,
-        scaling_factor: float,
-    ):
-        """
-        Args:
-            scaling_factor: of the network's latents over the VAE's, for the picture that the network is given.
-        """
-        super().__init__(name, network, layout, scheduler_config, memory)
-        self.scaling_factor = scaling_factor
 
     @property
     def sees_source(self) -> bool:

@@ -119,12 +119,12 @@ def test_a_mapped_call_has_the_queries_and_keys_of_the_other_and_values_of_its_o
     assert_close(softmax_attention(got)[0], softmax_attention(call)[0])  # the source's own is what it was
 
 
-def test_what_controls_ask_to_be_seen_adds_up_in_the_order_they_ask():
+def test_what_controls_ask_to_be_seen_adds_up_in_the_order_of_the_clip():
     call = make()
     once = call.seeing([[0], [2, 1], [2]])
     assert once.seen == ((0,), (2, 1), (2,))
-    assert once.seeing([range(2), [1], [0, 2]]).seen == ((0, 1), (2, 1), (2, 0))
-    assert once.seeing_all().seen == ((0, 1, 2), (2, 1, 0), (2, 0, 1))
+    assert once.seeing([range(2), [1], [0, 2]]).seen == ((0, 1), (1, 2), (0, 2))
+    assert once.seeing_all().seen == ((0, 1, 2),) * 3
     assert call.seeing_all().seen == ((0, 1, 2),) * 3
     assert call.seen is None
     assert (once.k is call.k, once.v is call.v) == (True, True)  # nothing is gathered before attention
