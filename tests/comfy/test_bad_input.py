@@ -83,9 +83,17 @@ def test_a_trajectory_of_another_model(editor):
 
 def test_a_prompt_of_another_model(editor):
     graph = str_match()
+    graph["other"] = node("WeftLoadModel", model="toyworld/image", dtype="float32")
+    graph["target"]["inputs"]["model"] = ["other", 0]
+    refused(editor, graph, "'a blue circle'", "another model")
+
+
+def test_a_prompt_of_a_model_with_the_same_text_encoder_is_as_good(editor):
+    graph = str_match()
+    whole = editor(graph)
     graph["twin"] = node("WeftLoadModel", model="twin", dtype="float32")
     graph["target"]["inputs"]["model"] = ["twin", 0]
-    refused(editor, graph, "'a blue circle'", "another model")
+    assert editor(graph).bits == whole.bits
 
 
 def test_a_negative_strength(editor):

@@ -59,9 +59,11 @@ def coupled(name: str) -> Graph:
             "Thing prompt": f"{wanted.split(' on ')[0]} on {new_ground}",
             "Rest prompt": f"{thing} on {new_ground}",
         }
-        mask = clicked() | {"Track": track("Click")}
+        # The new shape may be larger than the old.
+        grown = node("GrowMask", mask=wire("Track", "mask"), expand=4, tapered_corners=True)
+        mask = clicked() | {"Track": track("Click"), "Grow": grown}
         regions = {
-            "Thing": node("WeftRegion", positive=wire("Thing prompt"), mask=wire("Track", "mask")),
+            "Thing": node("WeftRegion", positive=wire("Thing prompt"), mask=wire("Grow")),
             "Rest": node("WeftRegion", plan=wire("Thing"), positive=wire("Rest prompt")),
         }
         more = {"plan": wire("Rest")}
