@@ -155,8 +155,8 @@ in dB; each cell is a mean [95 % bootstrap interval of the mean over clips]. CPU
 there is one, and decoding; a clip's settings are made one after the other by one process.
 
 Two runs: the sprite inside a mask of the old and the new one grown by {grow} pixels, then, from the first run's frames,
-all but the new sprite. One run: the same first mask with a prompt of both changes, as both are seen in it, and the rest with a prompt
-of the new background alone. One prompt: both changes in words, no regions.
+all but the new sprite. One run: the same first mask with a prompt of both changes, as both are seen in it, and the rest
+with a prompt of the new background alone. One prompt: both changes in words, no regions.
 """
 
 
