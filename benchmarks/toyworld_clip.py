@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..backbones.diffusers.loading import load_backbone
 from ..measure.clip_direction import best, direction_of, scores
-from ..methods.adaptation import candidates
+from ..methods.candidates import candidates
 from ..toyworld import world
 from ..toyworld.detector import draw_frames
 from ..toyworld.measure import measure

@@ -5,6 +5,8 @@
     python -m weft.benchmarks.toyworld_cove sheet    # some clips under the main settings -> toyworld_cove.jpg
 
 Rows are kept in benchmarks/results/toyworld_cove.jsonl: one a setting and clip.
+
+It is long because a table is its settings, its run and its text.
 """
 
 from __future__ import annotations

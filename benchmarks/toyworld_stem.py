@@ -5,6 +5,8 @@
     python -m weft.benchmarks.toyworld_stem sheet    # one clip under every editor -> toyworld_stem.jpg
 
 Rows are kept in benchmarks/results/toyworld_stem.jsonl: one a setting and clip.
+
+It is long because a table is its settings, its run and its text.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@
 
 Rows are kept in benchmarks/results/toyworld_via.jsonl: one a setting and clip. `toyworld_via_long` measures a minute of
 video, and its table is added.
+
+It is long because a table is its settings, its run and its text.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from ..engine.edit import edit
 from ..engine.inversion import add_noise
 from ..engine.plan import PLAIN, EditPlan
 from ..engine.ports import Backbone
-from ..methods.adaptation import candidates, fit
+from ..methods.adaptation import fit
+from ..methods.candidates import candidates
 from ..methods.gather_swap import GatherSwap
 from ..methods.latent_blend import LatentBlend
 from ..toyworld import world

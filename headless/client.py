@@ -10,6 +10,8 @@ or from Python:
     data = result.fetch(result.files()[0])
 
 It needs no ComfyUI and no torch, only headless/requirements.txt.
+
+It is long because all that a script needs of the client is this one file.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 paper    VIA, Gu et al. 2024 (arXiv 2406.12831), section 4.1, equations 1 and 5, and section 5
 needs    a model that is given the source's picture; one frame, and the best of several edits of it
-gives    candidates to choose from; training of whatever parameters it is given, such as those of a LoRA
+gives    training of whatever parameters it is given, such as those of a LoRA; `candidates` has edits to choose from
 differs  the paper says neither what is trained nor for how long: ours is meant for LoRA, AdamW, 100 steps of one pair.
          The four transforms are one resampling, so that no picture is blurred twice
 
@@ -22,81 +22,14 @@ from torch import Tensor, nn
 
 from ..engine.autograd import ordinary, plain_torch
 from ..engine.call import Evaluation
-from ..engine.edit import edit
-from ..engine.inversion import add_noise
 from ..engine.monitor import SILENT, Monitor
 from ..engine.plan import PLAIN
 from ..engine.ports import Backbone, Predict
 from ..engine.words import POSITIVE, Prompt
+from .candidates import require_frame
 
 LEVELS = 500  # noise levels to draw from, evenly spaced over the model's own
 PAIRS_AT_ONCE = 4  # through the VAE
-
-
-# ---- candidates -----------------------------------------------------------------------------------------------------
-
-
-def candidates(
-    backbone: Backbone,
-    frame: Tensor,
-    instruction: Prompt,
-    *,
-    negative: Prompt | None = None,
-    count: int = 4,
-    seed: int = 0,
-    steps: int = 10,
-    guidance: float = 7.5,
-    image_guidance: float = 1.5,
-    monitor: Monitor = SILENT,
-) -> Tensor:
-    """Edits of one frame from different noise, for somebody to choose the best.
-
-    Args:
-        frame: [1, H, W, 3] in 0..1.
-        negative: what guidance moves away from; by default the empty text.
-        count: how many; the i-th is what `add_noise` with seed + i and `edit` give.
-
-    Returns:
-        [count, H, W, 3] in 0..1.
-
-    Raises:
-        ValueError: not one frame, no candidate wanted, or what `add_noise` and `edit` refuse.
-    """
-    _require_frame(frame, "frame")
-    if count < 1:
-        raise ValueError(f"want at least 1 candidate, got {count}")
-    latents, empty = backbone.codec.encode(frame), backbone.text.embed("") if negative is None else negative
-    scales = {"guidance": guidance, "image_guidance": image_guidance}
-    edits = []
-    for i in range(count):
-        trajectory = add_noise(backbone, latents, empty, steps=steps, seed=seed + i)
-        edits.append(edit(backbone, trajectory, instruction, monitor=_Share(monitor, i, count), **scales))
-    return backbone.codec.decode(torch.cat(edits))
-
-
-class _Share(Monitor):
-    """The i-th of n equal runs, told as one."""
-
-    def __init__(self, monitor: Monitor, i: int, n: int):
-        self.monitor, self.i, self.n = monitor, i, n
-
-    def check(self) -> None:
-        self.monitor.check()
-
-    def progress(self, done: int, total: int, preview: Tensor | None = None) -> None:
-        self.monitor.progress(self.i * total + done, self.n * total, preview)
-
-
-def choose(pictures: Tensor, index: int, what: str = "candidates") -> Tensor:
-    """[1, H, W, 3] one of the pictures. ValueError if there is no such one."""
-    require_choice(len(pictures), index, what)
-    return pictures[index : index + 1]
-
-
-def require_choice(count: int, index: int, what: str = "candidates") -> None:
-    """ValueError if there is no such one among so many. To be asked before they are made."""
-    if not 0 <= index < count:
-        raise ValueError(f"there are {what} 0 to {count - 1}, and no {index}")
 
 
 # ---- pairs ----------------------------------------------------------------------------------------------------------
@@ -239,8 +172,8 @@ def _require_trainable(backbone, parameters, source, edited, instruction, steps,
             f"'{backbone.name}' is not given the source's picture and cannot learn from a pair: use an instruction "
             "model (InstructPix2Pix)"
         )
-    _require_frame(source, "source")
-    _require_frame(edited, "edited picture")
+    require_frame(source, "source")
+    require_frame(edited, "edited picture")
     if source.shape != edited.shape:
         raise ValueError(f"source and edited picture differ in size: {list(source.shape)} and {list(edited.shape)}")
     if instruction.frames != 1:
@@ -254,11 +187,6 @@ def _require_trainable(backbone, parameters, source, edited, instruction, steps,
         raise ValueError(
             f"want 1 step or more, a rate over 0 and drop in 0..1/3, got steps {steps}, rate {rate}, drop {drop}"
         )
-
-
-def _require_frame(picture: Tensor, name: str) -> None:
-    if picture.ndim != 4 or len(picture) != 1 or picture.shape[-1] != 3:
-        raise ValueError(f"want one picture [1, H, W, 3] as {name}, got {list(picture.shape)}")
 
 
 # ---- to be looked at ------------------------------------------------------------------------------------------------

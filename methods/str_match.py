@@ -2,7 +2,7 @@
 
     paper    STR-Match, Lee et al. 2025, equations 2-5 and Algorithm 1
     needs    a model with spatial and temporal self-attention side by side; the source's trajectory
-    gives    a Control that acts before a step, and the score itself for viewers
+    gives    a Control that acts before a step
     differs  the source's score is recomputed at the target's noise level (`source_score="recompute"`) instead of stored
              from the inversion, which holds gigabytes; sums of row cosines, because one cosine over everything has a
              gradient too small to move the latent at the paper's strength
@@ -20,18 +20,13 @@ from functools import partial
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.autograd import plain_torch
-from ..engine.call import Call, Evaluation
-from ..engine.evaluate import evaluate_with
-from ..engine.plan import PLAIN, Control, Step
-from ..engine.ports import Backbone, Predict
-from ..engine.probe import read_calls
+from ..engine.call import Call
+from ..engine.plan import Control, Step
 from ..engine.source import Trajectory
-from ..engine.words import SOURCE, Model, Prompt, Site
-from ..kernels import map_distance, reduce_rows, str_rows, str_score
+from ..engine.words import Model, Prompt, Site
+from ..kernels import map_distance, reduce_rows, str_rows
 
 Reduction = Literal["row_sum", "frame", "layer", "global"]
 StepMode = Literal["sgd", "relative"]
@@ -105,11 +100,11 @@ class STRLatentOptimizer(Control):
         pairs = site_pairs(step.model, self.levels)
         layers = frozenset(site.layer for pair in pairs for site in pair)
         earlier = step.level - 1 if self.source_score == "inversion" else step.level
-        source = _paired(pairs, step.read(None, step.source_latents(earlier), layers))
+        source = paired(pairs, step.read(None, step.source_latents(earlier), layers))
         step.monitor.check()
         with torch.enable_grad():
             z = step.latents.detach().clone().requires_grad_()
-            loss = self._loss(source, _paired(pairs, step.read(z, step.source_latents(), layers)))
+            loss = self._loss(source, paired(pairs, step.read(z, step.source_latents(), layers)))
             gradient = self._gradient(loss, z)
         moved = self._move(step.latents, gradient)
         norm, size = gradient.norm().item(), step.latents.norm().item()
@@ -123,7 +118,7 @@ class STRLatentOptimizer(Control):
         per_head = self.heads == "per_head"
         rows = partial(str_rows, neighbours=self.neighbours, per_head=per_head)
         statistics = [
-            rows(*_score_inputs(s, per_head), *_score_inputs(t, per_head), scale=t[0].scale)
+            rows(*score_inputs(s, per_head), *score_inputs(t, per_head), scale=t[0].scale)
             for s, t in zip(source, target)
         ]
         return reduce_rows(statistics, self.reduction)
@@ -171,11 +166,12 @@ def site_pairs(model: Model, levels: Levels = "all_but_finest") -> list[tuple[Si
     return coarse
 
 
-def _paired(pairs: Sequence[tuple[Site, Site]], calls: Mapping[str, Call]) -> list[Pair]:
+def paired(pairs: Sequence[tuple[Site, Site]], calls: Mapping[str, Call]) -> list[Pair]:
+    """The calls at pairs of sites, as pairs."""
     return [(calls[spatial.layer], calls[temporal.layer]) for spatial, temporal in pairs]
 
 
-def _score_inputs(pair: Pair, per_head: bool) -> tuple[Tensor, Tensor, Tensor]:
+def score_inputs(pair: Pair, per_head: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(q, k [F, H, N, D], temporal maps [N, F, F] or [H, N, F, F]) of one clip."""
     spatial, temporal = pair
     maps = _temporal_maps(temporal)
@@ -191,82 +187,3 @@ def _temporal_maps(call: Call) -> Tensor:
 def _map_distance(source: Pair, target: Pair) -> Tensor:
     """Squared distance of head-mean spatial and temporal maps: the baseline of the paper's ablation."""
     return sum(map_distance(s.q[0], s.k[0], t.q[0], t.k[0], scale=t.scale) for s, t in zip(source, target))
-
-
-def score_frames(
-    backbone: Backbone,
-    trajectory: Trajectory,
-    *,
-    x: float,
-    y: float,
-    noise: float = 0.25,
-    levels: Levels = "all_but_finest",
-    neighbours: int = 1,
-) -> Tensor:
-    """What one point of the source is related to, painted over it frame by frame.
-
-    Args:
-        x, y: the point, as shares of width and height, 0..1.
-        noise: where on the trajectory to look, 0 almost clean, 1 the noisiest level.
-
-    Returns:
-        [F, H, W, 3] in 0..1: the source in gray, the score in color, the point marked in white.
-
-    Raises:
-        ValueError: a number outside its range, or a model and trajectory that do not belong together.
-    """
-    backbone.require(trajectory)
-    if not (0 <= x <= 1 and 0 <= y <= 1 and 0 <= noise <= 1):
-        raise ValueError(f"want x, y and noise in 0..1, got {x}, {y} and {noise}")
-    level = max(1, round(noise * trajectory.schedule.steps))
-    heat = score_heat(backbone, trajectory, (x, y), level, levels=levels, neighbours=neighbours)
-    return paint_heat(backbone.codec.decode(backbone.codec.unscale(trajectory.at(0))), heat, (x, y))
-
-
-@plain_torch
-def score_heat(
-    backbone: Backbone,
-    trajectory: Trajectory,
-    point: tuple[float, float],
-    level: int,
-    *,
-    levels: Levels = "all_but_finest",
-    neighbours: int = 1,
-) -> Tensor:
-    """[F, h, w] float32 in 0..1: the STR score from one point (x, y) to every latent cell of its frame, each frame
-    scaled to 1, mean over attention layers; at a noise level in 1..S."""
-    denoiser, schedule = backbone.denoiser, trajectory.schedule
-    pairs = site_pairs(denoiser, levels)
-    latents = trajectory.at(level).to(denoiser.device)
-    evaluation = Evaluation(latents[None], schedule.label(level), (trajectory.prompt,), (SOURCE,))
-    layers = {site.layer for pair in pairs for site in pair}
-
-    def body(predict: Predict) -> Mapping[str, Call]:
-        return read_calls(partial(evaluate_with, predict), evaluation, PLAIN, SOURCE, layers)
-
-    reserve = denoiser.bytes(1, len(latents), tuple(latents.shape[-2:]))
-    calls = denoiser.session([trajectory.prompt], trajectory.at(0), schedule, body, reserve=reserve)
-    frames, _, *size = latents.shape
-    heat = torch.zeros(frames, 1, *size)
-    for (spatial, _), pair in zip(pairs, _paired(pairs, calls)):
-        _, rows, columns = denoiser.grid(spatial, latents.shape)
-        token = min(int(point[1] * rows), rows - 1) * columns + min(int(point[0] * columns), columns - 1)
-        score = partial(str_score, *_score_inputs(pair, per_head=False), neighbours=neighbours, scale=pair[0].scale)
-        maps = torch.cat([score(i, rows=torch.tensor([token])) for i in range(frames)])
-        maps = maps.view(frames, 1, rows, columns).float().cpu()
-        heat += F.interpolate(
-            maps / maps.amax((2, 3), keepdim=True).clamp(min=1e-12), size, mode="bilinear", align_corners=False
-        )
-    return heat[:, 0] / heat.amax((1, 2, 3)).clamp(min=1e-12)[:, None, None]
-
-
-def paint_heat(frames: Tensor, heat: Tensor, point: tuple[float, float]) -> Tensor:
-    """Frames [F, H, W, 3] in gray with heat [F, h, w] in 0..1 over them, black to red to yellow, and a white mark."""
-    height, width = frames.shape[1:3]
-    heat = F.interpolate(heat[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0, :, :, None]
-    colors = torch.cat([(2 * heat).clamp(0, 1), (2 * heat - 1).clamp(0, 1), torch.zeros_like(heat)], -1)
-    painted = (0.4 * frames.mean(-1, keepdim=True) + 0.8 * colors).clamp(0, 1)
-    x, y, arm = int(point[0] * (width - 1)), int(point[1] * (height - 1)), max(1, min(height, width) // 32)
-    painted[:, y, max(0, x - arm) : x + arm + 1] = 1
-    painted[:, max(0, y - arm) : y + arm + 1, x] = 1
-    return painted

@@ -11,7 +11,7 @@ from comfy_api.v0_0_2 import io, ui
 from ..backbones import lora
 from ..backbones.files import stamp, walk
 from ..measure import clip_direction
-from ..methods import adaptation
+from ..methods import adaptation, candidates
 from . import sockets
 from .host import NodeMonitor
 
@@ -115,13 +115,13 @@ class WeftEditCandidates(io.ComfyNode):
         before="",
         after="",
     ):
-        source = adaptation.choose(images, frame, "frames")
+        source = candidates.choose(images, frame, "frames")
         direction = None
         if clip is None:
             adaptation.require_choice(count, choice)  # before any is made
         else:
             direction = clip_direction.direction_of(clip, before, after)  # bad texts fail at once, too
-        found = adaptation.candidates(
+        found = candidates.candidates(
             model,
             source,
             sockets.from_conditioning(instruction),
@@ -137,7 +137,7 @@ class WeftEditCandidates(io.ComfyNode):
         if direction is not None:
             scores = clip_direction.scores(clip, source, found, direction)
             choice, told = clip_direction.best(scores), clip_direction.told(scores)
-        edited = adaptation.choose(found, choice)
+        edited = candidates.choose(found, choice)
         return io.NodeOutput(found, edited, source, seed + choice, told, ui=ui.PreviewImage(found, cls=cls))
 
 

@@ -1,3 +1,5 @@
+"""Masks in ComfyUI. It is long because a schema says every input in words: the code is a call each."""
+
 from __future__ import annotations
 
 from pathlib import Path

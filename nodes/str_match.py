@@ -4,7 +4,7 @@ from typing import get_args
 
 from comfy_api.v0_0_2 import io, ui
 
-from ..methods import str_match
+from ..methods import str_match, str_view
 from . import sockets
 
 
@@ -126,5 +126,5 @@ class WeftPreviewSTRScore(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, trajectory, x, y, noise, neighbours, levels):
-        frames = str_match.score_frames(model, trajectory, x=x, y=y, noise=noise, neighbours=neighbours, levels=levels)
+        frames = str_view.score_frames(model, trajectory, x=x, y=y, noise=noise, neighbours=neighbours, levels=levels)
         return io.NodeOutput(frames, ui=ui.PreviewImage(frames, cls=cls))

@@ -80,6 +80,12 @@ def test_the_engine_is_a_list_read_from_top_to_bottom(name):
             assert module.split(".")[1] in ENGINE[:place], f"{name} imports {module}, which stands below it"
 
 
+def test_a_long_file_says_why(name):
+    text = (ROOT / name).read_text()
+    if len(text.splitlines()) > 250:
+        assert "long because" in (ast.get_docstring(ast.parse(text)) or ""), "over 250 lines: one idea too many?"
+
+
 def test_there_is_no_circle():
     """Files that import each other, in a round or in a larger one, cannot be read one after the other."""
     arrows = {name: {found for module, ours in imports(name) if ours and (found := _file(module))} for name in FILES}

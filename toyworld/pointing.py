@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.masks import Detector, Prompts, Segmenter
+from ..vision.ports import Detector, Prompts, Segmenter
 from . import scenes, world
 from .report import bootstrap_interval
 from .sam import iou, pick

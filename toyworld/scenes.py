@@ -4,6 +4,8 @@ A scene always has two sprites, of which some are shown; so to remove a sprite i
 show it, and the truth of either is drawn. A scene that shows one sprite is to the bit the clip that `world` renders.
 The two never have the same color, so that a name such as "a red square" means one of them, and an edge can be seen
 where one hides the other.
+
+It is long because scenes, their masks, their words and their edits are one vocabulary.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 A folder is data: its configs name classes, sizes and other models, its weights may be pickles. So configs are plain
 objects that name nothing to be fetched, of weights exactly the files that will be loaded are chosen and looked into,
 and what a config describes is as large as they are.
+
+It is long because every way in which a folder may lie is refused in its own words.
 """
 
 from __future__ import annotations

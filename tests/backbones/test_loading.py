@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from weft.backbones.diffusers.loading import load_backbone
+from weft.backbones.diffusers.model_folder import SAFE_TORCH
 from weft.backbones.memory import PlainMemory
-from weft.backbones.model_folder import SAFE_TORCH
 from weft.engine.call import Evaluation
 from weft.engine.edit import edit
 from weft.engine.inversion import invert

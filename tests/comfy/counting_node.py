@@ -19,16 +19,16 @@ class CountEvaluations:
         return {"optional": {"plan": ("WEFT_PLAN",)}}
 
     def count(self, plan=None):
-        nouns = next(module for name, module in sys.modules.items() if name.endswith("weft.engine.nouns"))
+        plans = next(module for name, module in sys.modules.items() if name.endswith("weft.engine.plan"))
 
         @dataclass(frozen=True)
-        class Count(nouns.Control):
+        class Count(plans.Control):
             def evaluate(self, evaluation, evaluate):
                 server = PromptServer.instance
                 server.send_sync(EVENT, {"prompt_id": server.last_prompt_id}, server.client_id)
                 return evaluate(evaluation)
 
-        return ((plan or nouns.PLAIN).then(Count()),)
+        return ((plan or plans.PLAIN).then(Count()),)
 
 
 NODE_CLASS_MAPPINGS = {"CountEvaluations": CountEvaluations}

@@ -11,7 +11,8 @@ from weft.engine.edit import edit
 from weft.engine.inversion import invert
 from weft.engine.plan import PLAIN
 from weft.methods.latent_blend import LatentBlend
-from weft.methods.str_match import STRLatentOptimizer, score_frames
+from weft.methods.str_match import STRLatentOptimizer
+from weft.methods.str_view import score_frames
 
 
 def made_in_inference_mode():

@@ -13,7 +13,8 @@ from weft.engine.edit import edit
 from weft.engine.inversion import add_noise
 from weft.engine.monitor import Monitor
 from weft.engine.plan import PLAIN
-from weft.methods.adaptation import Ranges, candidates, choose, curve, fit, transform
+from weft.methods.adaptation import Ranges, curve, fit, transform
+from weft.methods.candidates import candidates, choose
 from weft.tests.numerics import assert_close
 
 STILL = Ranges(0, 0, 0, 1)

@@ -19,7 +19,8 @@ from weft.engine.words import POSITIVE, SOURCE, Site
 from weft.methods.fate_zero import FateZero
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.methods.stem import STEMAttention
-from weft.methods.str_match import RELATIVE_STEP, STRLatentOptimizer, score_frames, score_heat, site_pairs
+from weft.methods.str_match import RELATIVE_STEP, STRLatentOptimizer, site_pairs
+from weft.methods.str_view import score_frames, score_heat
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.engine.test_inversion import Listening
 from weft.tests.numerics import assert_close

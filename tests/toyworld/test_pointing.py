@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from weft.engine.masks import Candidates, Detection
 from weft.toyworld import pointing, scenes
+from weft.vision.ports import Candidates, Detection
 
 N = 12
 
