@@ -23,8 +23,9 @@ def obstacle() -> str | None:
         return f"no browser: none of {', '.join(NAMES)} is installed, and CHROMIUM names none"
     if shutil.which("node") is None:
         return "no Node.js"
-    if subprocess.run(["node", "-e", "require('playwright-core')"], capture_output=True, cwd=PAGE.parent).returncode:
-        return "no playwright-core: `npm install playwright-core` anywhere, and name that node_modules in NODE_PATH"
+    asked = ["node", "-e", "require('playwright-core')"]
+    if subprocess.run(asked, capture_output=True, cwd=PAGE.parent, env=_environment()).returncode:
+        return "no playwright-core: `npm install -g playwright-core`, or name its node_modules in NODE_PATH"
     return None
 
 
@@ -35,10 +36,20 @@ def visit(url: str, jobs: list[dict[str, Any]], screenshot: Path | None = None, 
         RuntimeError: a job failed; the message is the page's.
     """
     task = {"url": url, "chromium": _chromium(), "jobs": jobs, "screenshot": screenshot and str(screenshot)}
-    done = subprocess.run(["node", PAGE], input=json.dumps(task), capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        ["node", PAGE], input=json.dumps(task), capture_output=True, text=True, timeout=timeout, env=_environment()
+    )
     if done.returncode:
         raise RuntimeError(f"the browser failed: {done.stderr.strip()}")
     return json.loads(done.stdout)
+
+
+def _environment() -> dict[str, str]:
+    """That of this process, in which Node.js finds what was installed for all as well."""
+    if "NODE_PATH" in os.environ or shutil.which("npm") is None:
+        return dict(os.environ)
+    everybodys = subprocess.run(["npm", "root", "-g"], capture_output=True, text=True).stdout.strip()
+    return {**os.environ, "NODE_PATH": everybodys}
 
 
 def _chromium() -> str | None:
