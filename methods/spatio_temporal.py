@@ -31,6 +31,7 @@ class SpatioTemporalAttention(Control):
     """
 
     slot: ClassVar[Slot] = "keys"
+    title: ClassVar[str] = "Spatio-Temporal Attention"
 
     frames: int = 0
 

@@ -4,8 +4,9 @@ paper    A Video is Worth 256 Bases, Li et al. 2024 (arXiv 2312.05856)
 needs    a model with spatial self-attention; for an inversion, nothing else
 gives    a Control that rewrites self-attention, and an inversion that runs under it
 differs  EM sees all frames, as in the paper (`em_frames=8` is the authors' released setting); layers with few tokens
-         get fewer bases; `skip_dead` and `shared` are ours. What the summary of the paper leaves open (EM on keys head
-         by head, the start of the bases, both eps) is as in the released program
+         get fewer bases; `skip_dead` and `shared` are ours. In a pass with gradients (STR-Match's) which token belongs
+         to which base is taken as given. What the summary of the paper leaves open (EM on keys head by head, the start
+         of the bases, both eps) is as in the released program
 
 In every self-attention layer, for the n tokens of all frames together, starting from random bases mu:
 
@@ -133,7 +134,7 @@ class STEMAttention(Control):
         k, v = (rearrange(x, "r f h m d -> r h (f m) d") for x in (call.k, call.v))
         read = rearrange(call.source.k, "r f h m d -> r h (f m) d") if self.shared else k
         before, bases, mass = self._estimated(read, call)
-        keys = self._means(read, k, before) if self.shared else bases
+        keys = self._means(read, k, before) if self.shared or torch.is_grad_enabled() else bases
         return keys, self._means(read, v, before), mass
 
     def _bases_of_layer(self, call: Call) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +143,7 @@ class STEMAttention(Control):
         read = rearrange(call.source.tokens, "r f m c -> r (f m) c") if self.shared else flat[0]
         before, bases, mass = self._estimated(read, call)
         alike = call.tokens is call.key_tokens
-        of_keys = self._means(read, flat[0], before) if self.shared else bases
+        of_keys = self._means(read, flat[0], before) if self.shared or torch.is_grad_enabled() else bases
         of_values = of_keys if alike else self._means(read, flat[1], before)
         k, v = call.project(of_keys[:, None].to(call.tokens.dtype))
         if not alike:
@@ -151,6 +152,7 @@ class STEMAttention(Control):
 
     def _estimated(self, tokens: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """(bases before the last round, bases, mass) for tokens [R, ..., n, D]"""
+        tokens = tokens.detach()  # nearly hard choices: their slope at temperature 0.01 would drown every other
         bases = self._start(tokens, generator_for(self.seed, call.run.step, call.site.layer))
         for _ in range(self.iterations):
             call.run.monitor.check()
@@ -160,7 +162,7 @@ class STEMAttention(Control):
 
     def _means(self, tokens: Tensor, values: Tensor, before: Tensor) -> Tensor:
         """Of values [R, ..., n, W], by the responsibilities that `tokens` gave in the last round."""
-        tokens, before = (x.expand(len(values), *x.shape[1:]) for x in (tokens, before))
+        tokens, before = (x.expand(len(values), *x.shape[1:]) for x in (tokens.detach(), before))
         return em_values(tokens, values, before, temperature=self.temperature, eps=EPS)
 
     def _start(self, tokens: Tensor, generator: torch.Generator) -> Tensor:

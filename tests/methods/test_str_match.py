@@ -407,15 +407,38 @@ def test_what_is_read_is_what_the_evaluation_is_made_of(tiny64, trajectory, cont
     assert not torch.allclose(*reads)
 
 
-def test_under_stem_the_step_is_the_gradient_of_the_loss_of_what_is_evaluated(tiny64):
-    """By central differences of the loss, which is read under the plan too; without the plan it is another."""
-    plan = PLAIN.then(STEMAttention(**STEM))
+@pytest.mark.parametrize("space", ["key_per_head", "hidden"])
+def test_under_stem_the_step_is_the_gradient_of_the_loss_of_what_is_evaluated(tiny64, space, monkeypatch):
+    """By central differences of the loss, which is read under the plan too, with tokens kept at their bases: the slope
+    of that choice is left out. Without the plan the gradient is another."""
+    plan = PLAIN.then(STEMAttention(**STEM, space=space))
+    estimated, means, kept = STEMAttention._estimated, STEMAttention._means, {}
+
+    def once(self, tokens, call):
+        key = call.site.layer, call.rows
+        if key not in kept:
+            kept[key] = estimated(self, tokens, call), tokens.detach()
+        return kept[key][0]
+
+    def of_those(self, tokens, values, before):
+        (first,) = (tokens for (start, *_), tokens in kept.values() if start is before)
+        return means(self, first, values, before)
+
+    monkeypatch.setattr(STEMAttention, "_estimated", once)
+    monkeypatch.setattr(STEMAttention, "_means", of_those)
     step = make_step(tiny64, plan=plan)
     got, direction = gradient(step), torch.randn(FRAMES, 4, *SIZE, dtype=torch.float64)
-    above, below = losses(step, step.latents + 1e-5 * direction, step.latents - 1e-5 * direction)
+    with torch.enable_grad():  # as where the gradient was taken: keys are means, not the bases of the last round
+        above, below = losses(step, step.latents + 1e-5 * direction, step.latents - 1e-5 * direction)
     assert (above - below) / 2e-5 == pytest.approx((got * direction).sum().item(), rel=1e-4)
     plain = gradient(make_step(tiny64))
     assert (got - plain).norm() > 1e-2 * plain.norm()
+
+
+def test_at_stems_temperature_the_gradient_is_no_larger_than_without_it(tiny):
+    """Nearly hard choices have a slope that grows with 1 over the temperature, and drowned the edit."""
+    plain, got = (gradient(make_step(tiny, plan=p)).norm() for p in (PLAIN, PLAIN.then(STEMAttention(bases=8))))
+    assert 0.05 * plain < got < 5 * plain
 
 
 # ---- which layers ---------------------------------------------------------------------------------------------------
