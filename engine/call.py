@@ -130,6 +130,8 @@ class Call:
         if self.k.shape[1] != self.q.shape[1]:
             return self
         asked = tuple(tuple(f) for f in frames)
+        if len(asked) != self.q.shape[1]:
+            raise ValueError(f"want the frames that each of {self.q.shape[1]} groups sees, got those of {len(asked)}")
         if self.seen is not None:
             asked = tuple(tuple(sorted({*a, *b})) for a, b in zip(self.seen, asked, strict=True))
         return replace(self, seen=asked)

@@ -154,8 +154,8 @@ def table(heading: str, measures: dict[str, str], values: dict[str, Tensor]) -> 
 
 
 def main() -> None:
-    from ..backbones.detector import load_detector
-    from ..backbones.sam import load_segmenter
+    from ..vision.detector import load_detector
+    from ..vision.sam import load_segmenter
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="folder of other models, of which tables are printed only")

@@ -132,7 +132,7 @@ def test_what_controls_ask_to_be_seen_adds_up_in_the_order_of_the_clip():
 
 @pytest.mark.parametrize("groups", [2, 4])
 def test_every_group_must_be_told_what_it_sees(groups):
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match=f"each of 3 groups sees, got those of {groups}"):
         make().seeing([[0]] * groups)
 
 
