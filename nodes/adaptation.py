@@ -118,7 +118,7 @@ class WeftEditCandidates(io.ComfyNode):
         source = candidates.choose(images, frame, "frames")
         direction = None
         if clip is None:
-            adaptation.require_choice(count, choice)  # before any is made
+            candidates.require_choice(count, choice)  # before any is made
         else:
             direction = clip_direction.direction_of(clip, before, after)  # bad texts fail at once, too
         found = candidates.candidates(

@@ -149,6 +149,23 @@ def test_nodes_are_thin(name):
         assert "torch" not in {module.split(".")[0] for module, ours in imports(name) if not ours}
 
 
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("nodes/") and not n.endswith("__init__.py")])
+def test_nodes_call_what_there_is(name):
+    """Only ComfyUI imports nodes, so that a name gone from the module it is taken from would be found there alone."""
+    tree, ours = ast.parse((ROOT / name).read_text()), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 2:
+            for alias in node.names:
+                if (module := f"{node.module.replace('.', '/')}/{alias.name}.py") in FILES:
+                    ours[alias.asname or alias.name] = FILES[module]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ours:
+            there = ast.parse(ours[node.value.id].read_text()).body
+            names = {n.name for n in there if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+            names |= {t.id for n in there if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+            assert node.attr in names, f"{name}: {ast.unparse(node)} is not there"
+
+
 def test_the_door_imports_nothing():
     """pytest runs the root `__init__.py` outside any package, and ComfyUI's log shows no traceback of its failures."""
     body = ast.parse((ROOT / "__init__.py").read_text()).body

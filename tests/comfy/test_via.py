@@ -132,7 +132,7 @@ def test_a_choice_that_cannot_be_is_refused_before_the_candidates_are_made(edito
 def test_what_does_not_fit_is_said(editor):
     refused(editor, via(group_size=5), "WeftEditSampler", "want a group of 1 to 4 frames", "got 5")
     refused(editor, via(budget_gb=0.0), "keys and values of the group take", "use a smaller group")
-    refused(editor, via(model="tiny"), "looks at all together")
+    refused(editor, via(model="tiny"), "looks at all frames together")
     graph = adapted()
     graph["said again"]["inputs"]["model"] = ["base", 0]
     refused(editor, graph, "'make it blue'", "another model")
