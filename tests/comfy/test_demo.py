@@ -17,6 +17,7 @@ FEW = {
     "WeftDDIMInversion.edit_steps": 2,
     "WeftSTEMInversion.steps": 4,
     "WeftAddNoise.steps": 2,
+    "WeftCoupledEdit.steps": 4,
     "WeftTestTimeAdaptation.steps": 2,
 }
 

@@ -129,13 +129,16 @@ def test_a_choice_that_cannot_be_is_refused_before_the_candidates_are_made(edito
     assert "candidates" not in worked
 
 
+def test_a_prompt_of_the_model_it_came_from_serves_the_adapted_one(editor):
+    graph, again = adapted(), adapted()
+    graph["said again"]["inputs"]["model"] = ["base", 0]
+    assert editor(graph).bits == editor(again).bits
+
+
 def test_what_does_not_fit_is_said(editor):
     refused(editor, via(group_size=5), "WeftEditSampler", "want a group of 1 to 4 frames", "got 5")
     refused(editor, via(budget_gb=0.0), "keys and values of the group take", "use a smaller group")
     refused(editor, via(model="tiny"), "looks at all frames together")
-    graph = adapted()
-    graph["said again"]["inputs"]["model"] = ["base", 0]
-    refused(editor, graph, "'make it blue'", "another model")
     refused(editor, adapted("../../evil"), "want a plain file name")
     editor(adapted("ours"))
     graph = via("instruct-twin")
