@@ -113,7 +113,7 @@ def test_it_guides_inversion_and_edit_but_not_in_chunks(tiny_image):
     prompt = tiny_image.text.embed("a red square")
     trajectory = invert(tiny_image, make_latents(), prompt, steps=2, plan=plan)
     assert edit(tiny_image, trajectory, prompt, plan=plan).isfinite().all()
-    with pytest.raises(ValueError, match="Spatio Temporal Attention looks at all 3 frames together"):
+    with pytest.raises(ValueError, match="Spatio-Temporal Attention looks at all 3 frames together"):
         edit(tiny_image, trajectory, prompt, plan=plan, chunk_frames=1)
 
 
