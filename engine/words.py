@@ -87,6 +87,13 @@ class Prompt:
         return replace(self, cond=cond, frames=len(at))
 
 
+def require_text(text: str) -> None:
+    """ValueError for what is no text: half of a surrogate pair, which no file, no screen and no tokenizer takes."""
+    at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+    if at is not None:
+        raise ValueError(f"character {at + 1} of a text is half of one (a lone surrogate): type that place again")
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where a pixel is in the latent, in space and time."""

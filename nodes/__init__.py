@@ -35,11 +35,13 @@ NODES = {  # module -> nodes in it
 
 class WeftExtension(ComfyExtension):
     async def get_node_list(self) -> list[type]:
+        from .guard import guarded
+
         nodes = []
         for module, names in NODES.items():
             try:
                 imported = import_module(f".{module}", __name__)
-                nodes += [getattr(imported, name) for name in names]
+                nodes += [guarded(getattr(imported, name)) for name in names]
             except Exception:  # whatever it is, it must not take the other nodes with it
                 log.exception("Weft: the nodes %s are missing, because '%s' could not be imported", names, module)
         return nodes

@@ -9,11 +9,12 @@ import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
 from ..backbones import lora
-from ..backbones.files import stamp, walk
+from ..backbones.files import found
 from ..measure import clip_direction
 from ..methods import adaptation, candidates
 from . import sockets
 from .host import NodeMonitor
+from .menus import chosen, stamp_of
 
 NONE = "(none found: train one with Test-Time Adaptation)"
 FOLDER = "loras"  # of ComfyUI's output, where its own training puts them, and of its models
@@ -22,7 +23,7 @@ FOLDER = "loras"  # of ComfyUI's output, where its own training puts them, and o
 def adapter_files() -> dict[str, Path]:
     """Names as the menu shows them -> files."""
     folders = [Path(folder_paths.get_output_directory(), FOLDER), *map(Path, folder_paths.get_folder_paths(FOLDER))]
-    return {str(p.relative_to(f)): p for f in reversed(folders) for p in walk(f) if p.suffix == ".safetensors"}
+    return found(folders, lambda file: file if file.suffix == ".safetensors" else None)
 
 
 def keeper(name: str) -> Callable[[lora.Adapter], None]:
@@ -228,11 +229,9 @@ class WeftLoadAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, adapter):
-        return stamp(adapter_files().get(adapter))
+        return stamp_of(adapter_files(), adapter)
 
     @classmethod
     def execute(cls, model, adapter):
-        files = adapter_files()
-        if adapter not in files:
-            raise ValueError(f"no adapter '{adapter}': found {', '.join(files) or 'none'} (press R to look again)")
-        return io.NodeOutput(lora.with_adapter(model, lora.load_adapter(files[adapter])))
+        file = chosen(adapter_files(), adapter, "adapter")
+        return io.NodeOutput(lora.with_adapter(model, lora.load_adapter(file)))

@@ -145,7 +145,7 @@ def test_nodes_are_thin(name):
     loops = [node.lineno for node in ast.walk(tree) if isinstance(node, (ast.For, ast.While))]
     if name != "nodes/__init__.py":  # it lists the nodes
         assert not loops, f"loops at lines {loops}"
-    if name != "nodes/host.py":  # it shows tensors in ComfyUI's preview
+    if name not in ("nodes/host.py", "nodes/guard.py"):  # one shows tensors in ComfyUI's preview, one knows them
         assert "torch" not in {module.split(".")[0] for module, ours in imports(name) if not ours}
 
 

@@ -341,3 +341,9 @@ def test_a_vae_that_overflows_goes_on_in_float32_for_that_clip(image, way, caplo
     assert "goes on in float32" in line.getMessage()
     assert image.codec.vae.dtype == torch.bfloat16
     assert all(torch.equal(p.float(), weights[n]) for n, p in image.codec.vae.named_parameters())
+
+
+def test_half_a_character_is_refused(tiny):
+    with pytest.raises(ValueError, match="character 3 of a text is half of one"):
+        tiny.text.embed("a \ud83d square")
+    tiny.text.embed("a \U0001f642 square")
