@@ -13,6 +13,7 @@ NODES = {  # module -> nodes in it
     "load": ("WeftLoadModel",),
     "frames": ("WeftEncodePrompt", "WeftEncodeFrames", "WeftDecodeFrames"),
     "inversion": ("WeftDDIMInversion",),
+    "trajectory": ("WeftSaveTrajectory", "WeftLoadTrajectory"),
     "stem": ("WeftSTEMInversion", "WeftSTEMAttention"),
     "str_match": ("WeftSTRLatentOptimizer", "WeftPreviewSTRScore"),
     "correspondence": ("WeftCorrespondence", "WeftPreviewCorrespondence", "WeftCorrespondenceAttention"),

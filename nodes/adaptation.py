@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..measure import clip_direction
 from ..methods import adaptation, candidates
 from . import sockets
 from .host import NodeMonitor
-from .menus import chosen, stamp_of
+from .menus import chosen, file_for, stamp_of
 
 NONE = "(none found: train one with Test-Time Adaptation)"
 FOLDER = "loras"  # of ComfyUI's output, where its own training puts them, and of its models
@@ -30,11 +29,7 @@ def keeper(name: str) -> Callable[[lora.Adapter], None]:
     """Saves an adapter under a name; without one, does nothing. ValueError for what is not a plain name."""
     if not name.strip():
         return lambda adapter: None
-    if not re.fullmatch(r"\w[\w .-]*", name.strip()):
-        raise ValueError(f"want a plain file name of letters, digits, dots and dashes to save as, got '{name}'")
-    return partial(
-        lora.save_adapter, path=Path(folder_paths.get_output_directory(), FOLDER, f"{name.strip()}.safetensors")
-    )
+    return partial(lora.keep_adapter, path=file_for(name, folder=FOLDER))
 
 
 class WeftEditCandidates(io.ComfyNode):
@@ -179,7 +174,8 @@ class WeftTestTimeAdaptation(io.ComfyNode):
                     "save_as",
                     default="",
                     optional=True,
-                    tooltip="A name to save the adapter under, also if the training is cancelled. Empty: not saved.",
+                    tooltip="A name to save the adapter under, also if the training is cancelled. A name that is taken "
+                    "gets a number. Empty: not saved.",
                 ),
             ],
             outputs=[

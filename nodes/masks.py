@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
 from ..backbones.files import found
@@ -18,7 +17,7 @@ from ..vision.segment import Choice, segment
 from ..vision.track import WhenLost, track
 from . import sockets
 from .host import NodeMonitor
-from .menus import chosen, stamp_of
+from .menus import chosen, roots, stamp_of
 
 TOYS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
 CONFIG = "config.json"
@@ -26,12 +25,6 @@ SAM_FOLDERS = ("sams", "sam2")
 DETECTOR_FOLDERS = ("grounding-dino", "groundingdino", "owlv2")
 NO_SAM = "(none found: put a SAM checkpoint into models/sams, or a SAM 2 folder into models/sam2)"
 NO_DETECTOR = "(none found: put a Grounding DINO or OWLv2 folder into models/grounding-dino or models/owlv2)"
-
-
-def roots(key: str) -> list[Path]:
-    """ComfyUI's folders of this name, those of `extra_model_paths.yaml` among them, and models/<name>."""
-    known = folder_paths.get_folder_paths(key) if key in folder_paths.folder_names_and_paths else []
-    return [Path(path) for path in dict.fromkeys((*known, str(Path(folder_paths.models_dir) / key)))]
 
 
 def segmenters() -> dict[str, Path]:

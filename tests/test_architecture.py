@@ -67,8 +67,9 @@ def test_imports_point_down(name):
 
 # engine/ read from top to bottom: a file imports only those above it.
 ENGINE = [
-    *("monitor", "seeds", "autograd", "parts", "words", "schedule", "source", "call", "correspondence", "plan"),
-    *("ports", "probe", "evaluate", "regions", "solver", "inversion", "edit"),
+    *("monitor", "seeds", "digest", "tensor_file", "autograd", "parts", "words", "schedule", "source", "call"),
+    *("correspondence", "plan", "ports", "probe", "evaluate", "regions", "solver", "resume", "inversion"),
+    *("trajectory_file", "edit"),
 ]
 
 

@@ -147,3 +147,13 @@ def test_is_what_the_build_says(name, api):
                 assert api[got[0]]["_meta"]["title"] == value["title"]
             else:
                 assert got == value, f"{title}.{entry}: rebuild the workflows"
+
+
+def test_an_edited_video_keeps_the_sound_of_its_source(name, api):
+    made = [node["inputs"] for node in api.values() if node["class_type"] == "CreateVideo"]
+    shown_as_pictures = name.startswith("mask_")  # masks, to be looked at
+    assert all(("audio" in inputs) != shown_as_pictures for inputs in made)
+    for inputs in made:
+        source = api[inputs["fps"][0]]
+        assert source["class_type"] == "GetVideoComponents"
+        assert shown_as_pictures or inputs["audio"] == [inputs["fps"][0], 1]
