@@ -75,7 +75,9 @@ class Prompt:
     cond: Mapping[str, Any]
     text: str
     encoder: str  # fingerprint of the text encoder that made it
-    tokens: tuple[str, ...] = ()  # [L] the text at each position, a space after a word's end; "" where there is none
+    # [L] the text at each position, a space after a word's end; "" where there is none. Where a position ends within a
+    # character, its bytes are as `surrogateescape` decodes them.
+    tokens: tuple[str, ...] = ()
     frames: int = 1  # 1: for all frames alike; else a text for each of so many
 
     def select(self, positions: Sequence[int]) -> Prompt:

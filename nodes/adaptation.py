@@ -134,7 +134,9 @@ class WeftEditCandidates(io.ComfyNode):
             scores = clip_direction.scores(clip, source, found, direction)
             choice, told = clip_direction.best(scores), clip_direction.told(scores)
         edited = candidates.choose(found, choice)
-        return io.NodeOutput(found, edited, source, seed + choice, told, ui=ui.PreviewImage(found, cls=cls))
+        return io.NodeOutput(
+            found, edited, source, candidates.seed_of(seed, choice), told, ui=ui.PreviewImage(found, cls=cls)
+        )
 
 
 class WeftTestTimeAdaptation(io.ComfyNode):

@@ -28,7 +28,7 @@ def plan_input() -> io.Input:
 
 def seed_input(tooltip: str, name: str = "seed") -> io.Input:
     """A seed that stays as it is: one that changes after every run would rerun what it belongs to."""
-    return io.Int.Input(name, default=0, min=0, max=2**53, control_after_generate=False, tooltip=tooltip)
+    return io.Int.Input(name, default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip=tooltip)
 
 
 def plan_or_empty(plan: EditPlan | None) -> EditPlan:
