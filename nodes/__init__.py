@@ -26,7 +26,7 @@ NODES = {  # module -> nodes in it
     "clip": ("WeftLoadCLIP",),
     "adaptation": ("WeftEditCandidates", "WeftTestTimeAdaptation", "WeftLoadAdapter"),
     "gather_swap": ("WeftGatherSwapAttention",),
-    "chunks": ("WeftChunkPlan", "WeftChunkSelect", "WeftChunkMerge"),
+    "chunks": ("WeftChunkPlan", "WeftChunkSelect", "WeftChunkStamp", "WeftChunkMerge"),
     "sampling": ("WeftEditSampler",),
     "coupled_flow": ("WeftCoupledEdit",),
     "masks": ("WeftLoadSAM", "WeftSAMMask", "WeftTextToBoxes", "WeftTrackMask"),
