@@ -5,10 +5,10 @@
     python -m weft.toyworld.train video      # UNet3DConditionModel, its spatial layers started from the image model
     python -m weft.toyworld.train words      # the video model on, with a text encoder of its own
     python -m weft.toyworld.train shapes     # and on, half of it with squares and circles, which it took for one thing
-    python -m weft.toyworld.train things     # and on, with none, one or two sprites: a model beside it
     python -m weft.toyworld.train detail     # the image model on: attention at 16x16, and the words it confused
+    python -m weft.toyworld.train crisp      # the VAE on, with two sprites: a VAE beside it
+    python -m weft.toyworld.train things     # the video model on, with none, one or two sprites: a model beside it
     python -m weft.toyworld.train epsilon    # the image model on, to predict the noise: a model beside it
-    python -m weft.toyworld.train crisp      # the VAE's decoder on; no latent changes
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
     python -m weft.toyworld.train sam        # a small SAM, for masks by click; on its own
     python -m weft.toyworld.train clicks     # and on, with two sprites, so that the click decides which
@@ -44,10 +44,10 @@ RECIPES = {
     "video": Recipe(steps=3000, peak_rate=1.5e-3, seed=3),
     "words": Recipe(steps=1000, peak_rate=1.2e-3, warmup=50, seed=5),
     "shapes": Recipe(steps=650, peak_rate=1.5e-3, warmup=30, ema=0.99, seed=6),
-    "things": Recipe(steps=1500, peak_rate=1e-3, warmup=50, ema=0.99, seed=8),
     "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
-    "epsilon": Recipe(steps=3000, peak_rate=1.5e-3, warmup=50, seed=9),
     "crisp": Recipe(steps=3000, peak_rate=2e-3, weight_decay=1e-4, warmup=50, ema=0.995, seed=10),
+    "things": Recipe(steps=1500, peak_rate=1e-3, warmup=50, ema=0.99, seed=8),
+    "epsilon": Recipe(steps=3000, peak_rate=1.5e-3, warmup=50, seed=9),
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
     "sam": Recipe(steps=1200, peak_rate=1e-3, seed=1234),
     "clicks": Recipe(steps=1000, peak_rate=1e-3, warmup=50, ema=0.99, seed=1234),
@@ -60,10 +60,10 @@ MODELS = {
     "video": train_video,
     "words": train_words,
     "shapes": train_shapes,
-    "things": train_things,
     "detail": train_detail,
-    "epsilon": train_epsilon,
     "crisp": train_crisp,
+    "things": train_things,
+    "epsilon": train_epsilon,
     "instruct": train_instruct,
     "sam": train_sam,
     "clicks": train_clicks,

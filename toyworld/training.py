@@ -123,11 +123,12 @@ def train(name: str, modules: Iterable[nn.Module], loss: Loss, recipe: Recipe, f
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         average.update()
-        for key, value in values.items():
-            means[key] = value.item() if key not in means else 0.98 * means[key] + 0.02 * value.item()
+        for key, value in values.items():  # on the device: what is read makes a GPU wait
+            value = value.detach().double()
+            means[key] = value if key not in means else torch.lerp(means[key], value, 0.02)
         seconds = time.monotonic() - started
         if (step + 1) % LOG_EVERY == 0 or step + 1 == recipe.steps:
-            line = " ".join([f"step {step + 1} {seconds:.0f}s"] + [f"{k} {v:.5f}" for k, v in means.items()])
+            line = " ".join([f"step {step + 1} {seconds:.0f}s"] + [f"{k} {v.item():.5f}" for k, v in means.items()])
             with log.open("a") as stream:
                 stream.write(line + "\n")
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:

@@ -23,7 +23,7 @@ SCHEDULER = {
     "timestep_spacing": "leading",
     "prediction_type": "v_prediction",  # finite whatever a network of random weights says
 }
-WORDS = "a red square on a gray plain background".split()
+WORDS = ["a", "red", "square", "on", "a", "gray", "plain", "background"]
 
 
 @dataclass(frozen=True)
