@@ -1,7 +1,7 @@
 """Proves and times the pack on a GPU, in order of worth, and stops at a deadline.
 
     python -m weft.benchmarks.gpu --minutes 8 --out DIR     # a GPU
-    python -m weft.benchmarks.gpu --tiny --out DIR          # the same command at sizes for a CPU and Triton's interpreter
+    python -m weft.benchmarks.gpu --tiny --out DIR          # the same at sizes for a CPU and Triton's interpreter
 
 DIR/gpu.md gets PASS and FAIL lines, tables, and what was not reached; DIR/errors.txt what went wrong, whole. The exit
 status is 1 if anything failed. A machine without network: `run.sh` beside this file.
