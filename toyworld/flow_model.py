@@ -47,7 +47,7 @@ def load_hearing(out: Path):
     """(tokenizer, text encoder), frozen."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    encoder = CLIPTextModel.from_pretrained(out / HEARS / "text_encoder", torch_dtype=torch.float32)
+    encoder = CLIPTextModel.from_pretrained(out / HEARS / "text_encoder").float()
     return CLIPTokenizer.from_pretrained(out / HEARS / "tokenizer"), encoder.eval().requires_grad_(False)
 
 
@@ -65,8 +65,7 @@ class FlowSet:
 def flow_set(vae, hearing, clips: int, device: str) -> FlowSet:
     latents, cells, sentences = [], [], []
     for drawn, video, alpha in ltx.drawn(clips, CLIPS_SEED, device):
-        with mixed(device):
-            latents += [ltx.encode(vae, part).half() for part in video.split(50)]
+        latents += [ltx.encode(vae, part).half() for part in video.split(50)]
         cells.append(ltx.cells(alpha))
         sentences += world.captions(drawn)
     known = sorted(set(sentences))
