@@ -51,7 +51,7 @@ RECIPES = {
     "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
     "epsilon": Recipe(steps=3000, peak_rate=1.5e-3, warmup=50, seed=9),
     "crisp": Recipe(steps=3000, peak_rate=2e-3, weight_decay=1e-4, warmup=50, ema=0.995, seed=10),
-    "flow_vae": Recipe(steps=8000, peak_rate=2e-3, weight_decay=1e-4, ema=0.995, seed=11),
+    "flow_vae": Recipe(steps=8000, peak_rate=3e-3, weight_decay=1e-4, ema=0.995, seed=11),
     "flow": Recipe(steps=12000, peak_rate=1e-3, warmup=300, ema=0.999, seed=12),
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
     "sam": Recipe(steps=1200, peak_rate=1e-3, seed=1234),
