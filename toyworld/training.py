@@ -60,11 +60,24 @@ class Recipe:
     floor: float = 0.02  # final learning rate as a share of the peak
     ema: float = 0.998  # decay of the weight average; 0 keeps the last weights
     seed: int = 0
-    device: str = field(default="cpu", repr=False)  # where it runs; what is drawn at random is drawn on the CPU anyway
+    device: str = field(default="cpu", repr=False)  # where it runs; most runs draw what is random on the CPU anyway
 
     def rate(self, step: int) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1, step / self.steps)))
         return self.peak_rate * min(1, (step + 1) / self.warmup) * (self.floor + (1 - self.floor) * cosine)
+
+
+def noise_source(recipe: Recipe, step: int) -> torch.Generator:
+    """A generator on the recipe's device, the same for a step whether or not the run was stopped before it.
+
+    For runs whose noise would take longer to draw on the CPU than a step takes on the device.
+    """
+    return torch.Generator(recipe.device).manual_seed(recipe.seed * 1_000_000 + step)
+
+
+def mixed(device: str):
+    """bfloat16 where the arithmetic allows it, on a GPU; float32 elsewhere."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=torch.device(device).type == "cuda")
 
 
 class Average:
@@ -123,9 +136,9 @@ def train(name: str, modules: Iterable[nn.Module], loss: Loss, recipe: Recipe, f
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         average.update()
-        for key, value in values.items():  # on the device: what is read makes a GPU wait
+        for key, value in values.items():  # they stay on the device: to read one is to wait for it
             value = value.detach().double()
-            means[key] = value if key not in means else torch.lerp(means[key], value, 0.02)
+            means[key] = value if key not in means else 0.98 * means[key] + 0.02 * value
         seconds = time.monotonic() - started
         if (step + 1) % LOG_EVERY == 0 or step + 1 == recipe.steps:
             line = " ".join([f"step {step + 1} {seconds:.0f}s"] + [f"{k} {v.item():.5f}" for k, v in means.items()])

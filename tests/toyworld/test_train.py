@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from weft.toyworld import (
+    flow_model,
+    flow_vae,
     image_model,
     instruct_model,
     losses,
@@ -37,6 +39,9 @@ def small():
         patch.setattr(image_model, "BATCH", dict.fromkeys(image_model.BATCH, 4))
         patch.setattr(video_model, "BATCH", dict.fromkeys(video_model.BATCH, 4))
         patch.setattr(instruct_model, "BATCH", 4)
+        patch.setattr(flow_vae, "BATCH", 2)
+        patch.setattr(flow_vae, "POOL", 8)
+        patch.setattr(flow_model, "BATCH", 2)
         patch.setattr(world, "draw", lambda n, *a, **k: draw(min(n, 12), *a, **k))
         patch.setattr(scenes, "draw", lambda n, *a, **k: draw_scenes(min(n, 12), *a, **k))
         yield
