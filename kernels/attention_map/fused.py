@@ -93,7 +93,7 @@ def map_kernel(
         b_z = logits(q + gh * P * D, k + gh * N * D, o_p, o_n, P, N, scale, D, BP, BN, BD, PRECISION, UPCAST)
         b_max = tl.load(peak + gh * P + o_p, mask=o_p < P, other=0.0)
         b_sum = tl.load(total + gh * P + o_p, mask=o_p < P, other=1.0)
-        b_out += tl.exp2(b_z - b_max[:, None]) / b_sum[:, None]
+        b_out += tl.exp2(b_z - b_max[:, None]) * (1 / b_sum)[:, None]  # a division a row, not one an entry
     o_out = (slot * P + o_p)[:, None] * N + o_n[None, :]
     tl.store(out + o_out, b_out / H, mask=(o_p[:, None] < P) & (o_n[None, :] < N))
 
