@@ -20,7 +20,7 @@ from .sam import box_of
 from .towers import small_towers
 from .training import Recipe, train
 
-BATCH, TEXTS = 64, 8
+BATCH, TEXTS = 32, 8
 COUNTS = (0, 1, 1, 2, 2, 2)  # sprites of a picture, each as often as it is written here
 LEAST = 60  # pixels; a sprite of which less is seen need not be found
 ABSOLUTE, GIOU, CLASS = 5.0, 2.0, 1.0  # weights of the losses, DETR's

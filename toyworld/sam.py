@@ -17,7 +17,7 @@ from torch import Tensor
 from . import scenes, world
 from .training import Recipe, train
 
-BATCH = {"sam": 16, "clicks": 48}
+BATCH = {"sam": 16, "clicks": 24}
 NOT_A_POINT = -1
 FOCAL, DICE, SCORE = 20.0, 1.0, 1.0  # weights of the losses, from the paper
 PIXELS = 255.0  # SAM reads pixels in 0..255

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,16 +49,16 @@ RECIPES = {
     "words": Recipe(steps=1000, peak_rate=1.2e-3, warmup=50, seed=5),
     "shapes": Recipe(steps=650, peak_rate=1.5e-3, warmup=30, ema=0.99, seed=6),
     "detail": Recipe(steps=1400, peak_rate=1.5e-3, warmup=50, seed=7),
-    "crisp": Recipe(steps=3000, peak_rate=2e-3, weight_decay=1e-4, warmup=50, ema=0.995, seed=10),
-    "things": Recipe(steps=1500, peak_rate=1e-3, warmup=50, ema=0.99, seed=8),
-    "epsilon": Recipe(steps=3000, peak_rate=1.5e-3, warmup=50, seed=9),
+    "crisp": Recipe(steps=5000, peak_rate=2e-3, weight_decay=1e-4, warmup=50, ema=0.995, seed=10),
+    "things": Recipe(steps=4000, peak_rate=1e-3, warmup=50, ema=0.99, seed=8),
+    "epsilon": Recipe(steps=5000, peak_rate=1.5e-3, warmup=50, seed=9),
     "flow_vae": Recipe(steps=8000, peak_rate=3e-3, weight_decay=1e-4, ema=0.995, seed=11),
     "flow": Recipe(steps=12000, peak_rate=1e-3, warmup=300, ema=0.999, seed=12),
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
     "sam": Recipe(steps=1200, peak_rate=1e-3, seed=1234),
-    "clicks": Recipe(steps=1000, peak_rate=1e-3, warmup=50, ema=0.99, seed=1234),
+    "clicks": Recipe(steps=2500, peak_rate=1e-3, warmup=50, ema=0.99, seed=1234),
     "detector": Recipe(steps=5000, peak_rate=1.5e-3, seed=1234),
-    "clip": Recipe(steps=3000, peak_rate=1.5e-3, seed=1234),
+    "clip": Recipe(steps=4000, peak_rate=1.5e-3, seed=1234),
 }
 MODELS = {
     "vae": train_vae,
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--steps", type=int, help="train for fewer steps than the recipe")
     parser.add_argument("--clips", type=int, help="size of the training set, if not the run's own")
+    parser.add_argument("--seconds", type=float, help="as many steps as fit, by the speed of the first; the log counts")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--runs", type=Path, default=HERE / "runs", help="checkpoints and caches")
     parser.add_argument("--out", type=Path, default=HERE / "weights", help="finished models")
@@ -101,6 +103,8 @@ def main() -> None:
     recipe = replace(RECIPES[arguments.model], device=arguments.device)
     if arguments.steps:
         recipe = replace(recipe, steps=arguments.steps)
+    if arguments.seconds:
+        recipe = replace(recipe, deadline=time.monotonic() + arguments.seconds)
     model = MODELS[arguments.model]
     if arguments.clips and arguments.model not in DRAW_AS_THEY_GO:
         model = partial(model, clips=arguments.clips)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ SCHEDULER = {
     "timestep_spacing": "leading",
 }
 CHECKPOINT_EVERY = 200
+TIMED_AT, SLACK = 150, 0.92  # a run with a deadline counts its steps at this step, for this share of the time left
 LOG_EVERY = 50
 
 
@@ -61,10 +62,18 @@ class Recipe:
     ema: float = 0.998  # decay of the weight average; 0 keeps the last weights
     seed: int = 0
     device: str = field(default="cpu", repr=False)  # where it runs; most runs draw what is random on the CPU anyway
+    deadline: float = field(default=math.inf, repr=False)  # on `time.monotonic`; see `in_time`
 
     def rate(self, step: int) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1, step / self.steps)))
         return self.peak_rate * min(1, (step + 1) / self.warmup) * (self.floor + (1 - self.floor) * cosine)
+
+    def in_time(self, step: int, seconds: float) -> Recipe:
+        """The recipe with as many steps as there is time for until its deadline, as `step` of them took `seconds`."""
+        if math.isinf(self.deadline):
+            return self
+        left = SLACK * (self.deadline - time.monotonic())
+        return replace(self, steps=step + max(1, int(left * step / seconds)))
 
 
 def noise_source(recipe: Recipe, step: int) -> torch.Generator:
@@ -127,7 +136,10 @@ def train(name: str, modules: Iterable[nn.Module], loss: Loss, recipe: Recipe, f
     for module in modules:
         module.train()
     started, means = time.monotonic() - seconds, {}
-    for step in range(first, recipe.steps):
+    step = first - 1
+    while (step := step + 1) < recipe.steps:
+        if step == TIMED_AT:
+            recipe = recipe.in_time(step, time.monotonic() - started)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         values = loss(step, generator)

@@ -61,7 +61,7 @@ def train_crisp(recipe: Recipe, runs: Path, out: Path) -> None:
         return scenes.render(drawn)[0].flatten(0, 1) * 2 - 1
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pool = frames(step // 150)
+        pool = frames(step // 400)
         x = pool[torch.randint(len(pool), (CRISP_BATCH,), generator=generator)].to(recipe.device)
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(recipe.device)

@@ -48,9 +48,9 @@ def parts(report: Report, device: torch.device, tiny: bool) -> dict[str, tuple[C
         "toy edit": (lambda: toy.compare_devices(report, device), 10),
         "methods on images": (lambda: methods.costs_on_images(*how), 20),
         "methods on video": (lambda: methods.costs_on_video(*how), 20),
-        "kernel table": (lambda: kernels.time_all(report, device, tiny), 20),
         "a small card": (lambda: memory.on_a_small_card(*how), 15),
         "a long clip": (lambda: memory.on_a_long_clip(*how), 40),
+        "kernel table": (lambda: kernels.time_all(report, device, tiny), 20),
     }
 
 
