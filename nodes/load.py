@@ -6,10 +6,11 @@ import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ..backbones.diffusers.loading import DTYPES, load_backbone
-from ..backbones.files import stamp, walk
+from ..backbones.files import found
 from ..backbones.memory import ComfyMemory
 from . import sockets
 from .host import check
+from .menus import chosen, stamp_of
 
 NONE = "(none found: put a diffusers folder into models/diffusers)"
 INDEX = "model_index.json"  # what every diffusers folder has
@@ -19,9 +20,8 @@ TOYS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
 def model_folders() -> dict[str, Path]:
     """Names as the menu shows them -> folders: the toy world's models and every diffusers folder ComfyUI knows of."""
     toys = {f"toyworld/{p.parent.name}": p.parent for p in sorted(TOYS.glob(f"*/{INDEX}"))}
-    roots = [Path(root) for root in folder_paths.get_folder_paths("diffusers")]
-    found = [(root, file.parent) for root in roots for file in walk(root) if file.name == INDEX]
-    return toys | {str(folder.relative_to(root)): folder for root, folder in reversed(found)}
+    roots = map(Path, folder_paths.get_folder_paths("diffusers"))
+    return toys | found(roots, lambda file: file.parent if file.name == INDEX else None)
 
 
 class WeftLoadModel(io.ComfyNode):
@@ -52,11 +52,9 @@ class WeftLoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, dtype):
-        return stamp(model_folders().get(model))
+        return stamp_of(model_folders(), model)
 
     @classmethod
     def execute(cls, model, dtype):
-        folders = model_folders()
-        if model not in folders:
-            raise ValueError(f"no model '{model}': found {', '.join(folders) or 'none'} (press R to look again)")
-        return io.NodeOutput(load_backbone(folders[model], name=model, dtype=dtype, memory=ComfyMemory(), check=check))
+        folder = chosen(model_folders(), model)
+        return io.NodeOutput(load_backbone(folder, name=model, dtype=dtype, memory=ComfyMemory(), check=check))

@@ -175,8 +175,20 @@ def token_texts(tokenizer, text: str) -> tuple[str, ...]:
     """What each position of `embed_text` stands for, as in `Prompt.tokens`."""
     tokens = _tokenized(tokenizer, text)
     ids, given = tokens.input_ids[0].tolist(), tokens.attention_mask[0].tolist()
-    pieces = (piece.replace(END_OF_WORD, " ") for piece in tokenizer.convert_ids_to_tokens(ids))
+    pieces = map(_spelled, tokenizer.convert_ids_to_tokens(ids))
     return tuple(p if here and i not in tokenizer.all_special_ids else "" for p, i, here in zip(pieces, ids, given))
+
+
+def _spelled(piece: str) -> str:
+    """A token as text. CLIP's tokenizer writes each byte of it as a letter of its own; a piece may end within a
+    character, whose bytes are then kept as Python keeps bytes that are no text (PEP 383) until the word is whole."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    word = piece.removesuffix(END_OF_WORD)
+    if all(letter in letters for letter in word):
+        word = bytes(letters[letter] for letter in word).decode("utf-8", "surrogateescape")
+    return word + " " * piece.endswith(END_OF_WORD)
 
 
 def _tokenized(tokenizer, text: str):
