@@ -9,19 +9,27 @@ from ..backbones.diffusers.loading import DTYPES, load_backbone
 from ..backbones.files import stamp, walk
 from ..backbones.memory import ComfyMemory
 from . import sockets
-from .host import check
+from .host import check, clip_tokenizer
 
 NONE = "(none found: put a diffusers folder into models/diffusers)"
 INDEX = "model_index.json"  # what every diffusers folder has
+CHECKPOINT = ".safetensors"
 TOYS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
 
 
-def model_folders() -> dict[str, Path]:
-    """Names as the menu shows them -> folders: the toy world's models and every diffusers folder ComfyUI knows of."""
+def models() -> dict[str, Path]:
+    """Names as the menu shows them -> folders and files: the toy world's models, every diffusers folder that ComfyUI
+    knows of, and its checkpoints."""
     toys = {f"toyworld/{p.parent.name}": p.parent for p in sorted(TOYS.glob(f"*/{INDEX}"))}
-    roots = [Path(root) for root in folder_paths.get_folder_paths("diffusers")]
-    found = [(root, file.parent) for root in roots for file in walk(root) if file.name == INDEX]
-    return toys | {str(folder.relative_to(root)): folder for root, folder in reversed(found)}
+    folders = {name.removesuffix(f"/{INDEX}"): file.parent for name, file in _files("diffusers", INDEX).items()}
+    return toys | folders | {f"checkpoints/{name}": file for name, file in _files("checkpoints", CHECKPOINT).items()}
+
+
+def _files(kind: str, end: str) -> dict[str, Path]:
+    """Files below the folders that ComfyUI has for a kind of model, by their names there; the first folder wins."""
+    roots = [Path(root) for root in folder_paths.get_folder_paths(kind)]
+    found = [(root, file) for root in roots for file in walk(root) if file.name.endswith(end)]
+    return {file.relative_to(root).as_posix(): file for root, file in reversed(found)}
 
 
 class WeftLoadModel(io.ComfyNode):
@@ -31,13 +39,14 @@ class WeftLoadModel(io.ComfyNode):
             node_id="WeftLoadModel",
             display_name="Load Model (Weft)",
             category="Weft/load",
-            description="Loads a video, image or instruction model from a diffusers folder.",
+            description="Loads a video, image or instruction model from a diffusers folder or a checkpoint.",
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=list(model_folders()) or [NONE],
+                    options=list(models()) or [NONE],
                     tooltip="A diffusers folder in models/diffusers (Zeroscope, ModelScope, Stable Diffusion 1.x/2.x, "
-                    "InstructPix2Pix), or a toy model of this pack, which knows the toy world only.",
+                    "InstructPix2Pix), a .safetensors of Stable Diffusion 1.x/2.x or InstructPix2Pix in "
+                    "models/checkpoints, or a toy model of this pack, which knows the toy world only.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -52,11 +61,12 @@ class WeftLoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, dtype):
-        return stamp(model_folders().get(model))
+        return stamp(models().get(model))
 
     @classmethod
     def execute(cls, model, dtype):
-        folders = model_folders()
-        if model not in folders:
-            raise ValueError(f"no model '{model}': found {', '.join(folders) or 'none'} (press R to look again)")
-        return io.NodeOutput(load_backbone(folders[model], name=model, dtype=dtype, memory=ComfyMemory(), check=check))
+        found = models()
+        if model not in found:
+            raise ValueError(f"no model '{model}': found {', '.join(found) or 'none'} (press R to look again)")
+        how = {"name": model, "dtype": dtype, "memory": ComfyMemory(), "check": check}
+        return io.NodeOutput(load_backbone(found[model], **how, tokenizer=clip_tokenizer()))
