@@ -32,6 +32,16 @@ def _files(kind: str, end: str) -> dict[str, Path]:
     return {file.relative_to(root).as_posix(): file for root, file in reversed(found)}
 
 
+def dtype_input() -> io.Input:
+    return io.Combo.Input(
+        "dtype",
+        options=list(DTYPES),
+        default="auto",
+        tooltip="Precision of the network. auto: float32 on a CPU, half precision on a GPU. Choose float32 if an edit "
+        "becomes NaN.",
+    )
+
+
 class WeftLoadModel(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -48,13 +58,7 @@ class WeftLoadModel(io.ComfyNode):
                     "InstructPix2Pix), a .safetensors of Stable Diffusion 1.x/2.x or InstructPix2Pix in "
                     "models/checkpoints, or a toy model of this pack, which knows the toy world only.",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=list(DTYPES),
-                    default="auto",
-                    tooltip="Precision of the network. auto: float32 on a CPU, half precision on a GPU. Choose "
-                    "float32 if an edit becomes NaN.",
-                ),
+                dtype_input(),
             ],
             outputs=[sockets.Model.Output(display_name="model")],
         )

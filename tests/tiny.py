@@ -28,6 +28,7 @@ PIPELINES = {
     "video": ("TextToVideoSDPipeline", "UNet3DConditionModel"),
     "image": ("StableDiffusionPipeline", "UNet2DConditionModel"),
     "instruct": ("StableDiffusionInstructPix2PixPipeline", "UNet2DConditionModel"),
+    "motion": ("AnimateDiffPipeline", "UNetMotionModel"),
 }
 
 
@@ -60,8 +61,11 @@ def make_folder(folder: Path, *, kind: str = "video", blocks: tuple[str, ...] = 
 def make_unet(blocks: tuple[str, ...], kind: str = "video"):
     import diffusers
 
-    dimensions = "3D" if kind == "video" else "2D"
+    dimensions = {"video": "3D", "motion": "Motion"}.get(kind, "2D")
     blocks = tuple(b.replace("3D", dimensions) for b in blocks)
+    heads = (
+        {"num_attention_heads": 4, "motion_num_attention_heads": 2} if kind == "motion" else {"attention_head_dim": 4}
+    )
     unet = getattr(diffusers, PIPELINES[kind][1])(
         in_channels=8 if kind == "instruct" else 4,
         down_block_types=blocks,
@@ -70,15 +74,20 @@ def make_unet(blocks: tuple[str, ...], kind: str = "video"):
         layers_per_block=1,
         norm_num_groups=4,
         cross_attention_dim=64,
-        attention_head_dim=4,
+        **heads,
     )
+    spread(unet)
+    return unet
+
+
+def spread(unet) -> None:
+    """Lets everything matter that starts as nothing, and attention be uneven."""
     with torch.no_grad():
         for name, weight in unet.named_parameters():
             if not weight.any():  # temporal layers start as the identity: let them matter
                 nn.init.normal_(weight, std=0.1 if weight.ndim == 1 else weight[0].numel() ** -0.5)
             if name.endswith(("to_q.weight", "to_k.weight")):
                 weight *= 2  # attention as uneven as a trained model's
-    return unet
 
 
 def make_vae():

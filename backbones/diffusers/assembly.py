@@ -57,7 +57,7 @@ def assemble(
     require_known(parts.network, vae, name)
     fit_text(parts.network, parts.encoder, parts.tokenizer, name)
     make_schedule(parts.scheduler, 1)  # refused now rather than at the first edit
-    codec = FrameCodec(name, vae, memory, check, family.fewest_frames)
+    codec = FrameCodec(name, vae, memory, check, family.fewest_frames, family.most_frames(parts.network))
     # Only now: the fingerprint is of its weights as they are in the file.
     nn.Module.to(vae, vae_dtype(vae, dtype, memory))
     denoiser = family(name, parts.network, codec.layout, parts.scheduler, memory, vae.config.scaling_factor)

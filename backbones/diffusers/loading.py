@@ -30,9 +30,12 @@ from .single_file import read_checkpoint
 from .unet import DiffusersUNet
 from .unet2d import UNet2D
 from .unet3d import UNet3D
+from .unet_motion import UNetMotion
 
 # A new family of diffusers' networks: its file, and its line here.
-FAMILIES: dict[str, type[DiffusersUNet]] = {"UNet2DConditionModel": UNet2D, "UNet3DConditionModel": UNet3D}
+FAMILIES: dict[str, type[DiffusersUNet]] = {
+    "UNet2DConditionModel": UNet2D, "UNet3DConditionModel": UNet3D, "UNetMotionModel": UNetMotion,
+}  # fmt: skip
 # A folder names classes, and these alone are ever made of it.
 PARTS = {
     "unet": ("diffusers", tuple(FAMILIES)),

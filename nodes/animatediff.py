@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.v0_0_2 import io
+
+from ..backbones.diffusers.motion import load_animatediff
+from ..backbones.files import stamp, walk
+from ..backbones.memory import ComfyMemory
+from . import sockets
+from .host import check, clip_tokenizer
+from .load import NONE, dtype_input, models
+
+MOTION, LORA = "animatediff_models", "animatediff_motion_lora"  # folders that AnimateDiff-Evolved uses as well
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth")
+NO_MOTION, NO_LORA = f"(none found: put a motion module into models/{MOTION})", "none"
+
+
+def motion_files(kind: str) -> dict[str, Path]:
+    """Names as the menu shows them -> files, and folders of diffusers, of one kind."""
+    root = Path(folder_paths.models_dir) / kind
+    found = [f.parent if f.name.startswith("diffusion_pytorch_model") else f for f in walk(root) if f.suffix in WEIGHTS]
+    return {file.relative_to(root).as_posix(): file for file in found}
+
+
+class WeftLoadAnimateDiff(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftLoadAnimateDiff",
+            display_name="Load AnimateDiff (Weft)",
+            category="Weft/load",
+            description="Makes a video model of a Stable Diffusion 1.x and a motion module.",
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(models()) or [NONE],
+                    tooltip="The image model: a diffusers folder or a checkpoint of Stable Diffusion 1.x.",
+                ),
+                io.Combo.Input(
+                    "motion_module",
+                    options=list(motion_files(MOTION)) or [NO_MOTION],
+                    tooltip=f"AnimateDiff v1, v2 or v3 in models/{MOTION}: a file, or a diffusers folder.",
+                ),
+                dtype_input(),
+                io.Combo.Input(
+                    "motion_lora",
+                    options=[NO_LORA, *motion_files(LORA)],
+                    default=NO_LORA,
+                    optional=True,
+                    tooltip=f"A camera move in models/{LORA}, made for v2. none: the motion module as it is.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How strongly the camera moves; 0 is not at all.",
+                ),
+            ],
+            outputs=[sockets.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model, motion_module, dtype, motion_lora=NO_LORA, lora_strength=1.0):
+        lora = motion_files(LORA).get(motion_lora)
+        return stamp(models().get(model)), stamp(motion_files(MOTION).get(motion_module)), stamp(lora)
+
+    @classmethod
+    def execute(cls, model, motion_module, dtype, motion_lora=NO_LORA, lora_strength=1.0):
+        image, motion = _chosen(model, models()), _chosen(motion_module, motion_files(MOTION))
+        loras = [] if motion_lora == NO_LORA else [(_chosen(motion_lora, motion_files(LORA)), lora_strength)]
+        how = {"dtype": dtype, "memory": ComfyMemory(), "check": check, "tokenizer": clip_tokenizer()}
+        return io.NodeOutput(load_animatediff(image, motion, loras=loras, name=f"{model} + {motion_module}", **how))
+
+
+def _chosen(name: str, found: dict[str, Path]) -> Path:
+    if name not in found:
+        raise ValueError(f"no '{name}': found {', '.join(found) or 'none'} (press R to look again)")
+    return found[name]
