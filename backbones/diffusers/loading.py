@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ...engine.ports import Backbone
 from ..memory import Memory, PlainMemory
 from .assembly import DTYPES as DTYPES  # for those who offer a choice
 from .assembly import DType, Parts, assemble, dtype_of
+from .cogvideox import CogVideoX, assemble_cogvideox, require_diffusers, text_dtype
 from .model_folder import (
     Weights,
     find_weights,
@@ -26,23 +28,49 @@ from .model_folder import (
     require_size,
     sizes_in,
 )
+from .sentence_pieces import FILE, SentencePieces
 from .single_file import read_checkpoint
 from .unet import DiffusersUNet
 from .unet2d import UNet2D
 from .unet3d import UNet3D
 from .unet_motion import UNetMotion
 
+
+@dataclass(frozen=True)
+class Family:
+    """Networks of one class of diffusers: what they are as a `Denoiser`, and what goes with them.
+
+    A folder names classes, and those listed here alone are ever made of it.
+    """
+
+    denoiser: type[DiffusersUNet]
+    network: str = "unet"  # what the folder calls it
+    vae: str = "AutoencoderKL"
+    encoder: str = "CLIPTextModel"
+    tokenizers: tuple[str, ...] = ("CLIPTokenizer", "CLIPTokenizerFast")
+    assemble: Callable[..., Backbone] = assemble
+
+    def parts(self, kind: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """{folder of a part: (library, classes it may be)}."""
+        return {
+            self.network: ("diffusers", (kind,)),
+            "vae": ("diffusers", (self.vae,)),
+            "text_encoder": ("transformers", (self.encoder,)),
+            "tokenizer": ("transformers", self.tokenizers),
+        }
+
+
 # A new family of diffusers' networks: its file, and its line here.
-FAMILIES: dict[str, type[DiffusersUNet]] = {
-    "UNet2DConditionModel": UNet2D, "UNet3DConditionModel": UNet3D, "UNetMotionModel": UNetMotion,
+FAMILIES = {
+    "UNet2DConditionModel": Family(UNet2D),
+    "UNet3DConditionModel": Family(UNet3D),
+    "UNetMotionModel": Family(UNetMotion),
+    "CogVideoXTransformer3DModel": Family(
+        CogVideoX, "transformer", "AutoencoderKLCogVideoX", "T5EncoderModel", ("T5Tokenizer", "T5TokenizerFast"),
+        assemble_cogvideox,
+    ),
 }  # fmt: skip
-# A folder names classes, and these alone are ever made of it.
-PARTS = {
-    "unet": ("diffusers", tuple(FAMILIES)),
-    "vae": ("diffusers", ("AutoencoderKL",)),
-    "text_encoder": ("transformers", ("CLIPTextModel",)),
-    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
-}
+CLIP = "CLIPTokenizer"
 LONGEST = 500  # characters of a library's own message
 
 
@@ -72,64 +100,66 @@ def load_backbone(
     path, memory = Path(path), memory or PlainMemory()
     kind = dtype_of(dtype, memory)
     family, parts = read_parts(path, kind, tokenizer)
-    return assemble(family, name or path.name, parts, kind, memory, check)
+    return family.assemble(family.denoiser, name or path.name, parts, kind, memory, check)
 
 
-def read_parts(path: Path, dtype: torch.dtype, tokenizer: Path | None = None) -> tuple[type[DiffusersUNet], Parts]:
+def read_parts(path: Path, dtype: torch.dtype, tokenizer: Path | None = None) -> tuple[Family, Parts]:
     """What a folder or a single file holds, and the family it belongs to. See `load_backbone`."""
     if path.is_file():
         if tokenizer is None:
             raise ValueError(f"'{path.name}' has no tokenizer, as no single file has: give the folder of CLIP's")
-        return UNet2D, read_checkpoint(path, partial(loaded, tokenizer, *_clip_tokenizer()), dtype)
+        return FAMILIES["UNet2DConditionModel"], read_checkpoint(path, partial(_tokenizer, tokenizer, CLIP), dtype)
     family, classes = _checked_index(path)
-    return family, _folder_parts(path, classes, dtype)
+    return family, _folder_parts(path, family, classes, dtype)
 
 
-def _clip_tokenizer() -> tuple:
-    import transformers
-
-    return transformers, "CLIPTokenizer"
-
-
-def _checked_index(folder: Path) -> tuple[type[DiffusersUNet], dict[str, tuple[str, str]]]:
+def _checked_index(folder: Path) -> tuple[Family, dict[str, tuple[str, str]]]:
     """The family of a folder and the classes of its parts, after all that can be told without loading."""
     classes = _read_index(folder)
-    family = classes.get("unet", classes.get("transformer", (None, None)))[1]
-    if family not in FAMILIES:
+    kind = classes.get("unet", classes.get("transformer", (None, None)))[1]
+    if kind not in FAMILIES:
         raise ValueError(
-            f"'{folder.name}' holds a {family}, which is not supported yet: want one of {', '.join(FAMILIES)}"
+            f"'{folder.name}' holds a {kind}, which is not supported yet: want one of {', '.join(FAMILIES)}"
         )
-    if missing := [part for part in PARTS if part not in classes or not (folder / part).is_dir()]:
+    family = FAMILIES[kind]
+    wanted = family.parts(kind)
+    if missing := [part for part in wanted if part not in classes or not (folder / part).is_dir()]:
         raise ValueError(f"'{folder.name}' has no {' and no '.join(missing)}: is the download complete?")
-    for part, (library, allowed) in PARTS.items():
+    for part, (library, allowed) in wanted.items():
         if (named := classes[part])[0] != library or named[1] not in allowed:
             raise ValueError(
                 f"'{folder.name}' names {'.'.join(map(str, named))} as its {part}, which is not supported: want "
-                f"{' or '.join(f'{library}.{kind}' for kind in allowed)}"
+                f"{' or '.join(f'{library}.{one}' for one in allowed)}"
             )
-    for part in ("unet", "vae", "text_encoder"):
-        require_readable_weights(folder / part, PARTS[part][0])
-    return FAMILIES[family], classes
+    for part in (family.network, "vae", "text_encoder"):
+        require_readable_weights(folder / part, wanted[part][0])
+    return family, classes
 
 
-def _folder_parts(folder: Path, classes: dict, dtype: torch.dtype) -> Parts:
+def _folder_parts(folder: Path, family: Family, classes: dict, dtype: torch.dtype) -> Parts:
     """The parts of a folder whose index names `classes` for them."""
     import diffusers
     import transformers
 
-    network = frozen_module(diffusers, classes["unet"][1], folder / "unet", torch_dtype=dtype, **_frugal())
-    vae = frozen_module(diffusers, classes["vae"][1], folder / "vae", torch_dtype=torch.float32, **_frugal())
-    encoder = frozen_module(transformers, classes["text_encoder"][1], folder / "text_encoder")
-    tokenizer = loaded(folder / "tokenizer", transformers, classes["tokenizer"][1])
+    diffusers_like = partial(frozen_module, diffusers, low_cpu_mem_usage=diffusers.utils.is_accelerate_available())
+    own = {}  # of a text encoder: the dtype of its file
+    if family.denoiser is CogVideoX:
+        require_diffusers()
+        own = {"torch_dtype": text_dtype(dtype)}
+    network = diffusers_like(classes[family.network][1], folder / family.network, torch_dtype=dtype)
+    vae = diffusers_like(classes["vae"][1], folder / "vae", torch_dtype=torch.float32)
+    encoder = frozen_module(transformers, classes["text_encoder"][1], folder / "text_encoder", **own)
+    tokenizer = _tokenizer(folder / "tokenizer", classes["tokenizer"][1])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "it states the noise levels")
     return Parts(network, vae, encoder, tokenizer, scheduler)
 
 
-def _frugal() -> dict[str, bool]:
-    """diffusers takes less memory with accelerate; without it, it must be told not to ask for it."""
-    import diffusers
+def _tokenizer(folder: Path, kind: str):
+    import transformers
 
-    return {"low_cpu_mem_usage": diffusers.utils.is_accelerate_available()}
+    if (folder / FILE).is_file():
+        return SentencePieces(folder)
+    return loaded(folder, transformers, kind)
 
 
 def frozen_module(library, kind: str, folder: Path, **options):

@@ -61,7 +61,7 @@ def load_animatediff(
     kind = dtype_of(dtype, memory)
     adapter = _read_adapter(motion)
     family, parts = read_parts(model, kind, tokenizer)
-    if family is not UNet2D:
+    if family.denoiser is not UNet2D:
         raise ValueError(f"'{model.name}' is a video model already: choose a Stable Diffusion 1.x for motion modules")
     network = _joined(parts.network, adapter, model.name, motion.name)
     for file, strength in loras:
