@@ -7,6 +7,7 @@ from comfy_api.v0_0_2 import io
 
 from ..backbones.diffusers.loading import DTYPES, load_backbone
 from ..backbones.files import stamp, walk
+from ..backbones.lavie.denoiser import FILES as LAVIE
 from ..backbones.memory import ComfyMemory
 from . import sockets
 from .host import check, clip_tokenizer
@@ -21,14 +22,15 @@ def models() -> dict[str, Path]:
     """Names as the menu shows them -> folders and files: the toy world's models, every diffusers folder that ComfyUI
     knows of, and its checkpoints."""
     toys = {f"toyworld/{p.parent.name}": p.parent for p in sorted(TOYS.glob(f"*/{INDEX}"))}
-    folders = {name.removesuffix(f"/{INDEX}"): file.parent for name, file in _files("diffusers", INDEX).items()}
-    return toys | folders | {f"checkpoints/{name}": file for name, file in _files("checkpoints", CHECKPOINT).items()}
+    ends = (INDEX, *LAVIE)
+    folders = {name.rpartition("/")[0] or ".": file.parent for name, file in _files("diffusers", ends).items()}
+    return toys | folders | {f"checkpoints/{name}": file for name, file in _files("checkpoints", (CHECKPOINT,)).items()}
 
 
-def _files(kind: str, end: str) -> dict[str, Path]:
+def _files(kind: str, ends: tuple[str, ...]) -> dict[str, Path]:
     """Files below the folders that ComfyUI has for a kind of model, by their names there; the first folder wins."""
     roots = [Path(root) for root in folder_paths.get_folder_paths(kind)]
-    found = [(root, file) for root in roots for file in walk(root) if file.name.endswith(end)]
+    found = [(root, file) for root in roots for file in walk(root) if file.name.endswith(ends)]
     return {file.relative_to(root).as_posix(): file for root, file in reversed(found)}
 
 
@@ -54,8 +56,8 @@ class WeftLoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=list(models()) or [NONE],
-                    tooltip="A diffusers folder in models/diffusers (Zeroscope, ModelScope, Stable Diffusion 1.x/2.x, "
-                    "InstructPix2Pix), a .safetensors of Stable Diffusion 1.x/2.x or InstructPix2Pix in "
+                    tooltip="A folder in models/diffusers (LaVie, Zeroscope, ModelScope, CogVideoX, Stable Diffusion "
+                    "1.x/2.x, InstructPix2Pix), a .safetensors of Stable Diffusion 1.x/2.x or InstructPix2Pix in "
                     "models/checkpoints, or a toy model of this pack, which knows the toy world only.",
                 ),
                 dtype_input(),

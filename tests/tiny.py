@@ -208,3 +208,31 @@ def make_sentence_pieces(folder: Path) -> int:
     )
     (folder / "spiece.model").write_bytes(made.getvalue())
     return len(sentencepiece.SentencePieceProcessor(model_proto=made.getvalue()))
+
+
+# ---- LaVie ----------------------------------------------------------------------------------------------------------
+
+
+def make_lavie():
+    """LaVie's network, narrow."""
+    from weft.backbones.lavie.network import Config, LaVieUNet
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        network = LaVieUNet(Config((64, 64, 128, 128), heads=2, cross_attention_dim=64)).eval()
+        spread(network)
+    return network
+
+
+def make_lavie_folder(folder: Path, *, suffix: str = ".pt") -> Path:
+    """Writes LaVie's file, as it is released, and beside it the folder of a Stable Diffusion 1.4."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    tensors = make_lavie().state_dict()
+    if suffix == ".pt":
+        torch.save({"ema": tensors, "opt": {"step": 1}}, folder / "lavie_base.pt")
+    else:
+        save_file(tensors, folder / f"lavie_base{suffix}")
+    make_folder(folder / "stable-diffusion-v1-4", kind="image")
+    return folder

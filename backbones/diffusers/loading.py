@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ...engine.ports import Backbone
+from ..lavie.denoiser import SCHEDULER, read_network, released_file
 from ..memory import Memory, PlainMemory
 from .assembly import DTYPES as DTYPES  # for those who offer a choice
-from .assembly import DType, Parts, assemble, dtype_of
-from .cogvideox import CogVideoX, assemble_cogvideox, require_diffusers, text_dtype
+from .assembly import DType, Parts, dtype_of
+from .cogvideox import CogVideoX, require_diffusers, text_dtype
+from .families import FAMILIES, LAVIE, Family
 from .model_folder import (
     Weights,
     find_weights,
@@ -30,46 +33,7 @@ from .model_folder import (
 )
 from .sentence_pieces import FILE, SentencePieces
 from .single_file import read_checkpoint
-from .unet import DiffusersUNet
-from .unet2d import UNet2D
-from .unet3d import UNet3D
-from .unet_motion import UNetMotion
 
-
-@dataclass(frozen=True)
-class Family:
-    """Networks of one class of diffusers: what they are as a `Denoiser`, and what goes with them.
-
-    A folder names classes, and those listed here alone are ever made of it.
-    """
-
-    denoiser: type[DiffusersUNet]
-    network: str = "unet"  # what the folder calls it
-    vae: str = "AutoencoderKL"
-    encoder: str = "CLIPTextModel"
-    tokenizers: tuple[str, ...] = ("CLIPTokenizer", "CLIPTokenizerFast")
-    assemble: Callable[..., Backbone] = assemble
-
-    def parts(self, kind: str) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """{folder of a part: (library, classes it may be)}."""
-        return {
-            self.network: ("diffusers", (kind,)),
-            "vae": ("diffusers", (self.vae,)),
-            "text_encoder": ("transformers", (self.encoder,)),
-            "tokenizer": ("transformers", self.tokenizers),
-        }
-
-
-# A new family of diffusers' networks: its file, and its line here.
-FAMILIES = {
-    "UNet2DConditionModel": Family(UNet2D),
-    "UNet3DConditionModel": Family(UNet3D),
-    "UNetMotionModel": Family(UNetMotion),
-    "CogVideoXTransformer3DModel": Family(
-        CogVideoX, "transformer", "AutoencoderKLCogVideoX", "T5EncoderModel", ("T5Tokenizer", "T5TokenizerFast"),
-        assemble_cogvideox,
-    ),
-}  # fmt: skip
 CLIP = "CLIPTokenizer"
 LONGEST = 500  # characters of a library's own message
 
@@ -84,7 +48,8 @@ def load_backbone(
     check: Callable[[], None] = lambda: None,
     tokenizer: Path | None = None,
 ) -> Backbone:
-    """Loads a diffusers folder (the one with `model_index.json`), or a single-file checkpoint.
+    """Loads a diffusers folder (the one with `model_index.json`), a single-file checkpoint, or a folder with LaVie's
+    file and a Stable Diffusion 1.4.
 
     Args:
         dtype: of the network and the text encoder; "auto" asks `memory`. In half precision the VAE takes the half
@@ -109,12 +74,18 @@ def read_parts(path: Path, dtype: torch.dtype, tokenizer: Path | None = None) ->
         if tokenizer is None:
             raise ValueError(f"'{path.name}' has no tokenizer, as no single file has: give the folder of CLIP's")
         return FAMILIES["UNet2DConditionModel"], read_checkpoint(path, partial(_tokenizer, tokenizer, CLIP), dtype)
+    if (file := released_file(path)) is not None:
+        return LAVIE, _lavie_parts(file, dtype)
     family, classes = _checked_index(path)
     return family, _folder_parts(path, family, classes, dtype)
 
 
-def _checked_index(folder: Path) -> tuple[Family, dict[str, tuple[str, str]]]:
-    """The family of a folder and the classes of its parts, after all that can be told without loading."""
+def _checked_index(folder: Path, needs_network: bool = True) -> tuple[Family, dict[str, tuple[str, str]]]:
+    """The family of a folder and the classes of its parts, after all that can be told without loading.
+
+    Args:
+        needs_network: else its own network may be missing, as another takes its place.
+    """
     classes = _read_index(folder)
     kind = classes.get("unet", classes.get("transformer", (None, None)))[1]
     if kind not in FAMILIES:
@@ -123,6 +94,8 @@ def _checked_index(folder: Path) -> tuple[Family, dict[str, tuple[str, str]]]:
         )
     family = FAMILIES[kind]
     wanted = family.parts(kind)
+    if not needs_network:
+        del wanted[family.network]
     if missing := [part for part in wanted if part not in classes or not (folder / part).is_dir()]:
         raise ValueError(f"'{folder.name}' has no {' and no '.join(missing)}: is the download complete?")
     for part, (library, allowed) in wanted.items():
@@ -131,7 +104,7 @@ def _checked_index(folder: Path) -> tuple[Family, dict[str, tuple[str, str]]]:
                 f"'{folder.name}' names {'.'.join(map(str, named))} as its {part}, which is not supported: want "
                 f"{' or '.join(f'{library}.{one}' for one in allowed)}"
             )
-    for part in (family.network, "vae", "text_encoder"):
+    for part in (part for part in wanted if part != "tokenizer"):
         require_readable_weights(folder / part, wanted[part][0])
     return family, classes
 
@@ -139,19 +112,46 @@ def _checked_index(folder: Path) -> tuple[Family, dict[str, tuple[str, str]]]:
 def _folder_parts(folder: Path, family: Family, classes: dict, dtype: torch.dtype) -> Parts:
     """The parts of a folder whose index names `classes` for them."""
     import diffusers
-    import transformers
 
-    diffusers_like = partial(frozen_module, diffusers, low_cpu_mem_usage=diffusers.utils.is_accelerate_available())
-    own = {}  # of a text encoder: the dtype of its file
     if family.denoiser is CogVideoX:
         require_diffusers()
-        own = {"torch_dtype": text_dtype(dtype)}
-    network = diffusers_like(classes[family.network][1], folder / family.network, torch_dtype=dtype)
-    vae = diffusers_like(classes["vae"][1], folder / "vae", torch_dtype=torch.float32)
+    network = frozen_module(
+        diffusers, classes[family.network][1], folder / family.network, torch_dtype=dtype, **_frugal()
+    )
+    return _with_companions(network, folder, family, classes, dtype)
+
+
+def _with_companions(network: nn.Module, folder: Path, family: Family, classes: dict, dtype: torch.dtype) -> Parts:
+    """A network with a folder's other parts."""
+    import diffusers
+    import transformers
+
+    own = {"torch_dtype": text_dtype(dtype)} if family.denoiser is CogVideoX else {}  # else that of its file
+    vae = frozen_module(diffusers, classes["vae"][1], folder / "vae", torch_dtype=torch.float32, **_frugal())
     encoder = frozen_module(transformers, classes["text_encoder"][1], folder / "text_encoder", **own)
     tokenizer = _tokenizer(folder / "tokenizer", classes["tokenizer"][1])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "it states the noise levels")
     return Parts(network, vae, encoder, tokenizer, scheduler)
+
+
+def _frugal() -> dict[str, bool]:
+    """diffusers takes less memory with accelerate; without it, it must be told not to ask for it."""
+    import diffusers
+
+    return {"low_cpu_mem_usage": diffusers.utils.is_accelerate_available()}
+
+
+def _lavie_parts(file: Path, dtype: torch.dtype) -> Parts:
+    """LaVie's network, with the other parts of the Stable Diffusion 1.4 that lies beside it."""
+    beside = sorted(index.parent for index in file.parent.glob("*/model_index.json"))
+    if not beside:
+        raise ValueError(
+            f"'{file.parent.name}' has no folder of Stable Diffusion 1.4 beside {file.name}, which gives LaVie its "
+            f"VAE, text encoder, tokenizer and scheduler: put stable-diffusion-v1-4 into '{file.parent}'"
+        )
+    _, classes = _checked_index(beside[0], needs_network=False)
+    parts = _with_companions(read_network(file, dtype), beside[0], LAVIE, classes, dtype)
+    return replace(parts, scheduler=parts.scheduler | SCHEDULER)
 
 
 def _tokenizer(folder: Path, kind: str):

@@ -106,19 +106,22 @@ class TappedAttention:
         def heads(x: Tensor) -> Tensor:
             return rearrange(x, "(r g) m (h d) -> r g h m d", r=rows, h=layer.heads)
 
+        placed = getattr(layer, "placed", _as_it_is)  # by frame, in layers that know their order
+
         def project(tokens: Tensor) -> tuple[Tensor, Tensor]:
             flat = rearrange(tokens, "r g m c -> (r g) m c")
-            return tuple(
+            k, v = (
                 rearrange(to(flat), "(r g) m (h d) -> r g h m d", r=len(tokens), h=layer.heads)
                 for to in (layer.to_k, layer.to_v)
             )
+            return placed(k), v
 
         tokens = rearrange(hidden_states, "(r g) m c -> r g m c", r=rows)
         call = Call(
             self.site,
             self.evaluation.rows,
-            heads(layer.to_q(hidden_states)),
-            heads(layer.to_k(context)),
+            placed(heads(layer.to_q(hidden_states))),
+            placed(heads(layer.to_k(context))),
             heads(layer.to_v(context)),
             self.evaluation.frames,
             self.grid,
@@ -127,9 +130,14 @@ class TappedAttention:
             tokens,
             project,
             self.evaluation.run,
+            layer.logit_bias(tokens.shape[2])[None, None] if hasattr(layer, "logit_bias") else None,
         )
         x = rearrange(self.attend(beside(call)), "r g h m d -> (r g) m (h d)").to(hidden_states.dtype)
         return layer.to_out[1](layer.to_out[0](x))
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 class TappedJoint:
