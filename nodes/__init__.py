@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 NODES = {  # module -> nodes in it
     "load": ("WeftLoadModel",),
     "animatediff": ("WeftLoadAnimateDiff",),
+    "prompt": ("WeftLoadPrompt",),
     "frames": ("WeftEncodePrompt", "WeftEncodeFrames", "WeftDecodeFrames"),
     "inversion": ("WeftDDIMInversion",),
     "stem": ("WeftSTEMInversion", "WeftSTEMAttention"),

@@ -7,10 +7,11 @@ from comfy_api.v0_0_2 import io
 
 from ..backbones.diffusers.motion import load_animatediff
 from ..backbones.files import stamp, walk
+from ..backbones.known_models import missing
 from ..backbones.memory import ComfyMemory
 from . import sockets
 from .host import check, clip_tokenizer
-from .load import NONE, dtype_input, models
+from .load import NONE, complaint, dtype_input, models
 
 MOTION, LORA = "animatediff_models", "animatediff_motion_lora"  # folders that AnimateDiff-Evolved uses as well
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth")
@@ -70,6 +71,14 @@ class WeftLoadAnimateDiff(io.ComfyNode):
         return stamp(models().get(model)), stamp(motion_files(MOTION).get(motion_module)), stamp(lora)
 
     @classmethod
+    def validate_inputs(cls, model=None, motion_module=None):
+        """In place of ComfyUI's own check, which would only say that a name is not in the list."""
+        found = motion_files(MOTION)
+        if motion_module is not None and motion_module not in found:
+            return missing(motion_module, found)
+        return complaint(model)
+
+    @classmethod
     def execute(cls, model, motion_module, dtype, motion_lora=NO_LORA, lora_strength=1.0):
         image, motion = _chosen(model, models()), _chosen(motion_module, motion_files(MOTION))
         loras = [] if motion_lora == NO_LORA else [(_chosen(motion_lora, motion_files(LORA)), lora_strength)]
@@ -79,5 +88,5 @@ class WeftLoadAnimateDiff(io.ComfyNode):
 
 def _chosen(name: str, found: dict[str, Path]) -> Path:
     if name not in found:
-        raise ValueError(f"no '{name}': found {', '.join(found) or 'none'} (press R to look again)")
+        raise ValueError(missing(name, found))
     return found[name]

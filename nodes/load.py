@@ -7,6 +7,7 @@ from comfy_api.v0_0_2 import io
 
 from ..backbones.diffusers.loading import DTYPES, load_backbone
 from ..backbones.files import stamp, walk
+from ..backbones.known_models import missing
 from ..backbones.lavie.denoiser import FILES as LAVIE
 from ..backbones.memory import ComfyMemory
 from . import sockets
@@ -32,6 +33,12 @@ def _files(kind: str, ends: tuple[str, ...]) -> dict[str, Path]:
     roots = [Path(root) for root in folder_paths.get_folder_paths(kind)]
     found = [(root, file) for root in roots for file in walk(root) if file.name.endswith(ends)]
     return {file.relative_to(root).as_posix(): file for root, file in reversed(found)}
+
+
+def complaint(model: str | None) -> bool | str:
+    """True where there is such a model, or where its name is not known yet; else what to get."""
+    found = models()
+    return True if model is None or model in found else missing(model, found)
 
 
 def dtype_input() -> io.Input:
@@ -70,9 +77,14 @@ class WeftLoadModel(io.ComfyNode):
         return stamp(models().get(model))
 
     @classmethod
+    def validate_inputs(cls, model=None):
+        """In place of ComfyUI's own check, which would only say that the name is not in the list."""
+        return complaint(model)
+
+    @classmethod
     def execute(cls, model, dtype):
         found = models()
         if model not in found:
-            raise ValueError(f"no model '{model}': found {', '.join(found) or 'none'} (press R to look again)")
+            raise ValueError(missing(model, found))
         how = {"name": model, "dtype": dtype, "memory": ComfyMemory(), "check": check}
         return io.NodeOutput(load_backbone(found[model], **how, tokenizer=clip_tokenizer()))
