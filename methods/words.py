@@ -25,6 +25,9 @@ class TokenMap:
     taken: Tensor  # [L, L]
     kept: Tensor  # [L]
 
+    def to(self, device: torch.device) -> TokenMap:
+        return TokenMap(self.taken.to(device), self.kept.to(device))
+
 
 def words_of(prompt: Prompt) -> list[tuple[str, list[int]]]:
     """The prompt's words in order, each with the positions of its tokens.

@@ -11,6 +11,8 @@ log = logging.getLogger(__name__)
 
 NODES = {  # module -> nodes in it
     "load": ("WeftLoadModel",),
+    "animatediff": ("WeftLoadAnimateDiff",),
+    "prompt": ("WeftLoadPrompt",),
     "frames": ("WeftEncodePrompt", "WeftEncodeFrames", "WeftDecodeFrames"),
     "inversion": ("WeftDDIMInversion",),
     "trajectory": ("WeftSaveTrajectory", "WeftLoadTrajectory"),

@@ -68,6 +68,7 @@ class Report:
             self.tables[table] = [f"| {columns} |", "|" + "---|" * (columns.count("|") + 1)]
         self.tables[table].append(f"| {' | '.join(cells)} |")
         self.say(f"     {' | '.join(cells)}", kept=False)
+        self.write()
 
     def write(self) -> None:
         parts = [self.heading, "```", *self.lines, "```"]

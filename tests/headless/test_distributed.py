@@ -52,7 +52,7 @@ def test_workers_count_that_are_enabled_and_answer():
 def test_a_server_without_workers_says_what_it_lacks():
     master = Master()
     del master.answers["/distributed/config"]
-    with pytest.raises(WorkflowError, match="http://127.0.0.1:1 has no ComfyUI-Distributed: install it there"):
+    with pytest.raises(WorkflowError, match=r"http://127.0.0.1:1 has no ComfyUI-Distributed: install it there"):
         alive(master)
 
 
