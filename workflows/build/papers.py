@@ -83,8 +83,8 @@ def str_match_cogvideox() -> Graph:
         "STR-Match",
         "CogVideoX 5b",
         "the folder `CogVideoX-5b` into `models/diffusers`",
-        " CogVideoX was made for 49 frames of 720x480; **Clip** must give it 9, 17, 25, ... of them, and **Size** sides "
-        "divisible by 16.",
+        " CogVideoX was made for 49 frames of 720x480; **Clip** must give it 9, 17, 25, ... of them, and **Size** "
+        "sides divisible by 16.",
         STRENGTH + " The paper does not say how its score is taken of a model that attends over the whole clip at "
         "once: joint of **STR-Match** has two ways.",
         " of 48 GB or more",
