@@ -15,6 +15,7 @@ NODES = {  # module -> nodes in it
     "prompt": ("WeftLoadPrompt",),
     "frames": ("WeftEncodePrompt", "WeftEncodeFrames", "WeftDecodeFrames"),
     "inversion": ("WeftDDIMInversion",),
+    "trajectory": ("WeftSaveTrajectory", "WeftLoadTrajectory"),
     "stem": ("WeftSTEMInversion", "WeftSTEMAttention"),
     "str_match": ("WeftSTRLatentOptimizer", "WeftPreviewSTRScore"),
     "correspondence": ("WeftCorrespondence", "WeftPreviewCorrespondence", "WeftCorrespondenceAttention"),
@@ -27,7 +28,7 @@ NODES = {  # module -> nodes in it
     "clip": ("WeftLoadCLIP",),
     "adaptation": ("WeftEditCandidates", "WeftTestTimeAdaptation", "WeftLoadAdapter"),
     "gather_swap": ("WeftGatherSwapAttention",),
-    "chunks": ("WeftChunkPlan", "WeftChunkSelect", "WeftChunkMerge"),
+    "chunks": ("WeftChunkPlan", "WeftChunkSelect", "WeftChunkStamp", "WeftChunkMerge"),
     "sampling": ("WeftEditSampler",),
     "coupled_flow": ("WeftCoupledEdit",),
     "masks": ("WeftLoadSAM", "WeftSAMMask", "WeftTextToBoxes", "WeftTrackMask"),
@@ -37,11 +38,13 @@ NODES = {  # module -> nodes in it
 
 class WeftExtension(ComfyExtension):
     async def get_node_list(self) -> list[type]:
+        from .guard import guarded
+
         nodes = []
         for module, names in NODES.items():
             try:
                 imported = import_module(f".{module}", __name__)
-                nodes += [getattr(imported, name) for name in names]
+                nodes += [guarded(getattr(imported, name)) for name in names]
             except Exception:  # whatever it is, it must not take the other nodes with it
                 log.exception("Weft: the nodes %s are missing, because '%s' could not be imported", names, module)
         return nodes

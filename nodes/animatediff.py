@@ -2,16 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ..backbones.diffusers.motion import load_animatediff
-from ..backbones.files import stamp, walk
+from ..backbones.files import found, stamp
 from ..backbones.known_models import missing
 from ..backbones.memory import ComfyMemory
 from . import sockets
 from .host import check, clip_tokenizer
 from .load import NONE, complaint, dtype_input, models
+from .menus import roots, stamp_of
 
 MOTION, LORA = "animatediff_models", "animatediff_motion_lora"  # folders that AnimateDiff-Evolved uses as well
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth")
@@ -20,9 +20,13 @@ NO_MOTION, NO_LORA = f"(none found: put a motion module into models/{MOTION})", 
 
 def motion_files(kind: str) -> dict[str, Path]:
     """Names as the menu shows them -> files, and folders of diffusers, of one kind."""
-    root = Path(folder_paths.models_dir) / kind
-    found = [f.parent if f.name.startswith("diffusion_pytorch_model") else f for f in walk(root) if f.suffix in WEIGHTS]
-    return {file.relative_to(root).as_posix(): file for file in found}
+
+    def choose(file: Path) -> Path | None:
+        if file.suffix not in WEIGHTS:
+            return None
+        return file.parent if file.name.startswith("diffusion_pytorch_model") else file
+
+    return found(roots(kind), choose)
 
 
 class WeftLoadAnimateDiff(io.ComfyNode):
@@ -68,7 +72,7 @@ class WeftLoadAnimateDiff(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, model, motion_module, dtype, motion_lora=NO_LORA, lora_strength=1.0):
         lora = motion_files(LORA).get(motion_lora)
-        return stamp(models().get(model)), stamp(motion_files(MOTION).get(motion_module)), stamp(lora)
+        return stamp_of(models(), model), stamp_of(motion_files(MOTION), motion_module), stamp(lora)
 
     @classmethod
     def validate_inputs(cls, model=None, motion_module=None):

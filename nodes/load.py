@@ -6,12 +6,13 @@ import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ..backbones.diffusers.loading import DTYPES, load_backbone
-from ..backbones.files import stamp, walk
+from ..backbones.files import found
 from ..backbones.known_models import missing
 from ..backbones.lavie.denoiser import FILES as LAVIE
 from ..backbones.memory import ComfyMemory
 from . import sockets
 from .host import check, clip_tokenizer
+from .menus import stamp_of
 
 NONE = "(none found: put a diffusers folder into models/diffusers)"
 INDEX = "model_index.json"  # what every diffusers folder has
@@ -23,16 +24,15 @@ def models() -> dict[str, Path]:
     """Names as the menu shows them -> folders and files: the toy world's models, every diffusers folder that ComfyUI
     knows of, and its checkpoints."""
     toys = {f"toyworld/{p.parent.name}": p.parent for p in sorted(TOYS.glob(f"*/{INDEX}"))}
-    ends = (INDEX, *LAVIE)
-    folders = {name.rpartition("/")[0] or ".": file.parent for name, file in _files("diffusers", ends).items()}
-    return toys | folders | {f"checkpoints/{name}": file for name, file in _files("checkpoints", (CHECKPOINT,)).items()}
-
-
-def _files(kind: str, ends: tuple[str, ...]) -> dict[str, Path]:
-    """Files below the folders that ComfyUI has for a kind of model, by their names there; the first folder wins."""
-    roots = [Path(root) for root in folder_paths.get_folder_paths(kind)]
-    found = [(root, file) for root in roots for file in walk(root) if file.name.endswith(ends)]
-    return {file.relative_to(root).as_posix(): file for root, file in reversed(found)}
+    folders = found(
+        map(Path, folder_paths.get_folder_paths("diffusers")),
+        lambda file: file.parent if file.name in (INDEX, *LAVIE) else None,
+    )
+    checkpoints = found(
+        map(Path, folder_paths.get_folder_paths("checkpoints")),
+        lambda file: file if file.suffix == CHECKPOINT else None,
+    )
+    return toys | folders | {f"checkpoints/{name}": file for name, file in checkpoints.items()}
 
 
 def complaint(model: str | None) -> bool | str:
@@ -74,7 +74,7 @@ class WeftLoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, dtype):
-        return stamp(models().get(model))
+        return stamp_of(models(), model)
 
     @classmethod
     def validate_inputs(cls, model=None):

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..backbones.files import stamp, walk
+from ..backbones.files import found
 from ..backbones.prompt_file import load_prompt
 from . import sockets
+from .menus import chosen, roots, stamp_of
 
 FOLDER = "weft_prompts"
 NONE = f"(none found: put a .safetensors into models/{FOLDER})"
@@ -15,8 +15,7 @@ NONE = f"(none found: put a .safetensors into models/{FOLDER})"
 
 def prompt_files() -> dict[str, Path]:
     """Names as the menu shows them -> files."""
-    root = Path(folder_paths.models_dir) / FOLDER
-    return {file.relative_to(root).as_posix(): file for file in walk(root) if file.suffix == ".safetensors"}
+    return found(roots(FOLDER), lambda file: file if file.suffix == ".safetensors" else None)
 
 
 class WeftLoadPrompt(io.ComfyNode):
@@ -41,11 +40,9 @@ class WeftLoadPrompt(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, file, text):
-        return stamp(prompt_files().get(file))
+        return stamp_of(prompt_files(), file)
 
     @classmethod
     def execute(cls, model, file, text):
-        found = prompt_files()
-        if file not in found:
-            raise ValueError(f"no prompt '{file}': found {', '.join(found) or 'none'} (press R to look again)")
-        return io.NodeOutput(sockets.to_conditioning(load_prompt(model, found[file], text)))
+        path = chosen(prompt_files(), file, "prompt")
+        return io.NodeOutput(sockets.to_conditioning(load_prompt(model, path, text)))

@@ -48,7 +48,7 @@ class FrameCodec:
             m = self.layout.pixels
             raise ValueError(
                 f"frames are {width}x{height}, and '{self.name}' wants width and height divisible by {m}: "
-                f"scale or crop to {width // m * m}x{height // m * m}"
+                f"scale or crop to {width // m * m}x{height // m * m}, or let Prepare Clip pad it and crop the edit"
             )
         parts.require_pictures(frames)
         return parts.encode_frames(self.vae, frames, self.memory, self.check)
