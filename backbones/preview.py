@@ -12,7 +12,7 @@ from ..engine.ports import Backbone
 from ..engine.source import Trajectory
 
 FEW = 4  # frames that stand for a clip
-FIRST = 2  # latent frames that stand for one of a 3-D VAE
+FIRST = 3  # latent frames that stand for one of a 3-D VAE, as few as such a VAE decodes
 
 
 def few(clip: Tensor, count: int = FEW) -> Tensor:

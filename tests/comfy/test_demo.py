@@ -10,6 +10,7 @@ from weft.headless.graph import changed, read_graph
 from weft.tests.conftest import ROOT
 from weft.tests.numerics import PICTURE_LEVELS
 from weft.toyworld import clip
+from weft.workflows.build.papers import NAMES as PAPERS
 
 pytestmark = pytest.mark.comfy
 FEW = {
@@ -28,7 +29,9 @@ def few(graph):
     return {name: steps for name, steps in FEW.items() if name.split(".")[0] in kinds}
 
 
-ALONE = [p for p in sorted((ROOT / "workflows" / "api").glob("*.json")) if not p.stem.endswith("_distributed")]
+API = sorted((ROOT / "workflows" / "api").glob("*.json"))
+# What needs several machines or the papers' models has tests of its own.
+ALONE = [path for path in API if not path.stem.endswith("_distributed") and path.stem not in PAPERS]
 
 
 @pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)

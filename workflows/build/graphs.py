@@ -6,6 +6,8 @@ from .coupled import NOTES as COUPLED
 from .coupled import coupled
 from .cove import cove
 from .mask import mask
+from .papers import NAMES as PAPERS
+from .papers import paper
 from .stem import stem
 from .str_match import str_match
 from .via import via
@@ -23,4 +25,5 @@ GRAPHS = {
     "cove": cove(),
     "stem_tokenflow": stem("token_flow"),
     "stem_fatezero": stem("fate_zero"),
+    **{name: paper(name) for name in PAPERS},
 }
