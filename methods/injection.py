@@ -69,6 +69,9 @@ class FeatureInjection(Control):
                 f"'{model.name}' has no decoder with two attention layers: features cannot be injected into it"
             )
 
+    def looks_at(self, place: Site | Block) -> bool:
+        return self.injects(place)
+
     def injects(self, place: Site | Block) -> bool:
         """Whether this attention layer, or this residual block, gets what the source has there."""
         if place.place is None:

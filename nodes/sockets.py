@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
+from ..backbones.comfy import text as native
 from ..backbones.diffusers.text import prompt_of
 from ..engine.plan import PLAIN, Control, EditPlan
 from ..engine.words import Prompt
@@ -45,12 +46,19 @@ def controls_of(plan: EditPlan | None) -> tuple[Control, ...]:
 def to_conditioning(prompt: Prompt) -> list:
     """As ComfyUI passes prompts about, with what a trajectory needs to know of this one."""
     told = {"weft_text": prompt.text, "weft_encoder": prompt.encoder, "weft_tokens": prompt.tokens}
+    if "conditioning" in prompt.cond:
+        return [[tensor, {**extra, **told}] for tensor, extra in prompt.cond["conditioning"]]
     return [[prompt.cond["embedding"], {"pooled_output": None, **told}]]
 
 
 def from_conditioning(conditioning: list) -> Prompt:
-    """Raises ValueError for a conditioning that no Weft node made, or a combination of several."""
-    if len(conditioning) != 1 or "weft_encoder" not in conditioning[0][1]:
-        raise ValueError("this conditioning is not from Weft: use 'Encode Prompt (Weft)' with the same model")
-    embedding, extra = conditioning[0]
-    return prompt_of(embedding, extra["weft_text"], extra["weft_encoder"], tuple(extra.get("weft_tokens", ())))
+    """A prompt of this pack's text encoders, or of core's conditioning, which ComfyUI's own models take whole.
+
+    Raises:
+        ValueError: an empty one.
+    """
+    extra = conditioning[0][1] if len(conditioning) == 1 else {}
+    text, tokens = extra.get("weft_text", ""), tuple(extra.get("weft_tokens", ()))
+    if extra.get("weft_encoder"):
+        return prompt_of(conditioning[0][0], text, extra["weft_encoder"], tokens)
+    return native.prompt_of(conditioning, text, tokens)
