@@ -74,6 +74,7 @@ class Control:
 
     slot: ClassVar[Slot] = "output"
     title: ClassVar[str] = ""  # as its node is called, where that is not the class's name in words
+    looks_only: ClassVar[bool] = False  # at calls as layers project them; its `attention` changes nothing
 
     def needs(self) -> Needs:
         return Needs()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import comfy.conds
@@ -131,10 +131,16 @@ class _Network:
         sigma = sampling.sigma(evaluation.label)
         x = denoiser.native(sampling.noisy(z, sigma))
         conditionings = [self._encoded(evaluation, row) for row in rows]
-        one = Pass(evaluation, plan, rows, kept, lambda place: denoiser.grid(place, evaluation.latents.shape))
+        scope = partial(differentiable, denoiser.model, denoiser.device)
         with ExitStack() as stack:
-            if torch.is_grad_enabled():
-                stack.enter_context(differentiable(denoiser.model, denoiser.device))
+            if rows[0].of_source:
+                stack.enter_context(torch.no_grad())
+            graph = torch.is_grad_enabled()
+            apart = graph and not denoiser.framewise
+            grid = partial(denoiser.grid, shape=evaluation.latents.shape)
+            one = Pass(evaluation, plan, rows, kept, grid, scope, apart=apart)
+            if graph:
+                stack.enter_context(scope())
             options = self.there.options.get("transformer_options", {})
             if denoiser.sites and (plan.acting_at("attention") or plan.acting_at("feature")):
                 options = stack.enter_context(denoiser.family.tapped(options, one))

@@ -48,14 +48,24 @@ class Unknown:
 
 def family_of(network: nn.Module, framewise: bool) -> Family:
     """The family of a network; `framewise` says what is known of one that is in none."""
-    made = FAMILIES.get(type(network).__name__)
-    return made(network) if made is not None and framewise == made.framewise else Unknown(network, framewise)
+    make = FAMILIES.get(type(network).__name__)
+    made = None if make is None else make(network)
+    if made is None or made.framewise != framewise:
+        return Unknown(network, framewise and (made is None or made.framewise))
+    return made
 
 
 def _families() -> dict[str, Callable[[nn.Module], Family]]:
+    from . import dit
     from .unet import UNet
 
-    return {"UNetModel": UNet}
+    return {
+        "UNetModel": UNet,
+        "WanModel": dit.wan,
+        "LTXVModel": dit.ltx,
+        "HunyuanVideo": dit.hunyuan,
+        "AsymmDiTJoint": dit.mochi,
+    }
 
 
 FAMILIES = _families()

@@ -7,9 +7,12 @@ edit's. What it had at each place that a control looks at is kept until the edit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from einops import rearrange
 from torch import Tensor
 
@@ -44,6 +47,16 @@ class Attention:
     def split(self) -> bool:
         return bool(self.rest.get("skip_reshape"))
 
+    @property
+    def axis(self) -> int:
+        """Of the tokens, in q, k and v."""
+        return 2 if self.split else 1
+
+    @property
+    def out_axis(self) -> int:
+        """Of the tokens, in what the function gives."""
+        return 2 if self.rest.get("skip_output_reshape") else 1
+
     def plain(self) -> Tensor:
         """As if nobody looked: what core's function gives."""
         return self.function(self.q, self.k, self.v, self.heads, self.mask, **self.rest)
@@ -58,12 +71,24 @@ class Pass:
     rows: tuple[Row, ...]  # by the number that core gives each conditioning
     kept: Kept
     grid: Callable[[Site | Block], tuple[int, int, int]]
+    scope: Callable[[], AbstractContextManager]  # in which gradients pass the network
     now: list[int] = field(default_factory=list)  # which conditionings the network is evaluating
     seen: set[str] = field(default_factory=set)  # layers that were called
+    apart: bool = False  # blocks are evaluated again in the backward pass: who only looks does so from outside
 
     @property
     def of_source(self) -> bool:
         return SOURCE in self.rows
+
+    def tokens(self, place: Site) -> int:
+        """Of the clip, at a place that sees all of it."""
+        frames, height, width = self.grid(place)
+        return frames * height * width
+
+    def function(self, own: Callable[..., Tensor], theirs: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+        """Core's attention with another pack's override around it. Not every function of core's has a backward."""
+        own = attention_pytorch if torch.is_grad_enabled() else own
+        return own if theirs is None else partial(theirs, own)
 
     def turn(self, numbers: Sequence[int]) -> None:
         """Told before each evaluation of the network which conditionings are in its batch."""
@@ -91,8 +116,20 @@ class Pass:
                 return heads_of(attention.plain(), attention, len(rows), of_output=True)
             return softmax_attention(acted)
 
-        out = attend_with(self.plan.acting_at("attention"), innermost)(call)
-        return self.core_form(out, attention)
+        controls = self.plan.acting_at("attention")
+        if self.apart:
+            controls = [control for control in controls if not control.looks_only]
+        return self.core_form(attend_with(controls, innermost)(call), attention)
+
+    def look(self, site: Site, attention: Attention) -> None:
+        """Shows a call to the controls that only look: see `apart`."""
+        call = self.call(site, attention, 1, tuple(self.rows[i] for i in self.now))
+        for control in self.plan.acting_at("attention"):
+            if control.looks_only:
+                control.attention(call, lambda call: call.v)
+
+    def looked_at(self, site: Site) -> bool:
+        return any(c.looks_only and c.looks_at(site) for c in self.plan.acting_at("attention"))
 
     def call(self, site: Site, attention: Attention, groups: int, rows: tuple[Row, ...]) -> Call:
         q, k, v = (heads_of(x, attention, len(rows)) for x in (attention.q, attention.k, attention.v))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
 from einops import rearrange
 from torch import Tensor, nn
@@ -25,10 +25,10 @@ HALVES: dict[str, Half] = {"input": "encoder", "middle": "middle", "output": "de
 class UNet:
     """See `Family`."""
 
-    framewise = True
-
     def __init__(self, network: UNetModel):
         self.network = network
+        # Stable Video Diffusion is of this class too, and its frames see each other.
+        self.framewise = not any(isinstance(part, SpatialVideoTransformer) for part in network.modules())
         self._layers: dict[tuple, tuple[Site, nn.Module]] = {}  # (which, block, index) as core names a call
         self._hooked: dict[str, nn.Module] = {}
         self.sites, self.blocks = self._find_sites(), self._find_blocks()
@@ -117,7 +117,7 @@ class UNet:
         theirs = options.get("optimized_attention_override")
 
         def override(function, q, k, v, heads, mask=None, *args, **rest) -> Tensor:
-            function = function if theirs is None else partial(theirs, function)
+            function = one.function(function, theirs)
             if not turn or args:
                 return function(q, k, v, heads, mask, *args, **rest)
             (named, tokens), turn[:] = turn, []
