@@ -1,7 +1,7 @@
 """STR-Match: the edit's spatio-temporal relevance score is pulled towards the source's.
 
     paper    STR-Match, Lee et al. 2025, equations 2-5 and Algorithm 1
-    needs    a model with spatial and temporal self-attention side by side; the source's trajectory
+    needs    a model with spatial and temporal self-attention side by side, or with both in one; the source's trajectory
     gives    a Control that acts before a step
     differs  the source's score is recomputed at the target's noise level (`source_score="recompute"`) instead of stored
              from the inversion, which holds gigabytes; sums of row cosines, because one cosine over everything has a
@@ -27,6 +27,7 @@ from ..engine.plan import Control, Step
 from ..engine.source import Trajectory
 from ..engine.words import Model, Prompt, Site
 from ..kernels import map_distance, reduce_rows, str_rows
+from .joint_attention import chosen_layers, factorised, full_rows
 
 Reduction = Literal["row_sum", "frame", "layer", "global"]
 StepMode = Literal["sgd", "relative"]
@@ -34,6 +35,7 @@ Heads = Literal["mean", "per_head"]
 Levels = Literal["all_but_finest", "all"]
 SourceScore = Literal["recompute", "inversion"]
 Score = Literal["str", "maps"]
+Joint = Literal["factorised", "full"]
 Pair = tuple[Call, Call]  # the spatial and the temporal call of one block, of one row
 
 PAPER_STRENGTH = 0.01
@@ -59,6 +61,8 @@ class STRLatentOptimizer(Control):
             from the "inversion", one level cleaner.
         score: "str", or "maps": the paper's baseline, squared distance of the spatial and temporal maps themselves
             (its strength there is 0.08).
+        joint: how attention across space and time at once is read: "factorised" into a spatial and a temporal map, or
+            as the "full" map, which costs as much as the layer's own attention several times over.
 
     Raises:
         ValueError: a number out of range or an unknown choice.
@@ -74,6 +78,7 @@ class STRLatentOptimizer(Control):
     end: float = 1.0
     source_score: SourceScore = "recompute"
     score: Score = "str"
+    joint: Joint = "factorised"
 
     def __post_init__(self):
         if not self.strength >= 0:
@@ -83,7 +88,7 @@ class STRLatentOptimizer(Control):
         if not 0 <= self.start <= self.end <= 1:
             raise ValueError(f"want 0 <= start <= end <= 1, shares of the run, got {self.start} and {self.end}")
         kinds = {"reduction": Reduction, "step_mode": StepMode, "heads": Heads, "levels": Levels}
-        for name, kind in {**kinds, "source_score": SourceScore, "score": Score}.items():
+        for name, kind in {**kinds, "source_score": SourceScore, "score": Score, "joint": Joint}.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"no {name} '{getattr(self, name)}': want one of {', '.join(get_args(kind))}")
 
@@ -100,11 +105,11 @@ class STRLatentOptimizer(Control):
         pairs = site_pairs(step.model, self.levels)
         layers = frozenset(site.layer for pair in pairs for site in pair)
         earlier = step.level - 1 if self.source_score == "inversion" else step.level
-        source = paired(pairs, step.read(None, step.source_latents(earlier), layers))
+        source = self._read(pairs, step.read(None, step.source_latents(earlier), layers))
         step.monitor.check()
         with torch.enable_grad():
             z = step.latents.detach().clone().requires_grad_()
-            loss = self._loss(source, paired(pairs, step.read(z, step.source_latents(), layers)))
+            loss = self._loss(source, self._read(pairs, step.read(z, step.source_latents(), layers)))
             gradient = self._gradient(loss, z)
         moved = self._move(step.latents, gradient)
         norm, size = gradient.norm().item(), step.latents.norm().item()
@@ -112,13 +117,21 @@ class STRLatentOptimizer(Control):
         step.monitor.record(step=step.index, loss=loss.item(), gradient=norm, relative_step=moved_by / max(size, 1e-12))
         return moved
 
+    def _read(self, pairs: Sequence[tuple[Site, Site]], calls: Mapping[str, Call]) -> list[Pair]:
+        """The calls at pairs of sites; whole where a site is both and its full map is wanted."""
+        if self.joint == "full" and self.score == "str":
+            return [(calls[spatial.layer], calls[temporal.layer]) for spatial, temporal in pairs]
+        return paired(pairs, calls)
+
     def _loss(self, source: Sequence[Pair], target: Sequence[Pair]) -> Tensor:
         if self.score == "maps":
             return sum(_map_distance(s, t) for s, t in zip(source, target))
         per_head = self.heads == "per_head"
         rows = partial(str_rows, neighbours=self.neighbours, per_head=per_head)
         statistics = [
-            rows(*score_inputs(s, per_head), *score_inputs(t, per_head), scale=t[0].scale)
+            full_rows(s[0], t[0], self.neighbours, per_head)
+            if t[0] is t[1]
+            else rows(*score_inputs(s, per_head), *score_inputs(t, per_head), scale=t[0].scale)
             for s, t in zip(source, target)
         ]
         return reduce_rows(statistics, self.reduction)
@@ -143,7 +156,8 @@ class STRLatentOptimizer(Control):
 
 
 def site_pairs(model: Model, levels: Levels = "all_but_finest") -> list[tuple[Site, Site]]:
-    """Spatial self-attention sites with the temporal one of the same block, in running order.
+    """Spatial self-attention sites with the temporal one of the same block, in running order; where attention is both
+    at once, the site twice.
 
     Raises:
         ValueError: the model has no such pair at these levels.
@@ -152,6 +166,8 @@ def site_pairs(model: Model, levels: Levels = "all_but_finest") -> list[tuple[Si
     for site in model.sites:
         if site.kind == "temporal":
             temporal.setdefault(site.block, site)  # of two temporal layers in a block, the first (the paper has one)
+    if joint := chosen_layers(model.sites, levels == "all"):
+        return [(site, site) for site in joint]
     pairs = [(s, temporal[s.block]) for s in model.sites if s.kind == "spatial" and s.block in temporal]
     if not pairs:
         raise ValueError(
@@ -167,8 +183,11 @@ def site_pairs(model: Model, levels: Levels = "all_but_finest") -> list[tuple[Si
 
 
 def paired(pairs: Sequence[tuple[Site, Site]], calls: Mapping[str, Call]) -> list[Pair]:
-    """The calls at pairs of sites, as pairs."""
-    return [(calls[spatial.layer], calls[temporal.layer]) for spatial, temporal in pairs]
+    """The calls at pairs of sites, as pairs of a spatial and a temporal one."""
+    return [
+        factorised(calls[spatial.layer]) if spatial.kind == "joint" else (calls[spatial.layer], calls[temporal.layer])
+        for spatial, temporal in pairs
+    ]
 
 
 def score_inputs(pair: Pair, per_head: bool) -> tuple[Tensor, Tensor, Tensor]:

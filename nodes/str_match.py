@@ -82,6 +82,14 @@ class WeftSTRLatentOptimizer(io.ComfyNode):
                     optional=True,
                     tooltip="str, or the paper's baseline: squared distance of the attention maps (strength 0.08).",
                 ),
+                io.Combo.Input(
+                    "joint",
+                    options=list(get_args(str_match.Joint)),
+                    default="factorised",
+                    optional=True,
+                    tooltip="For models whose tokens all see each other (Wan, LTX, Hunyuan): read their attention as a "
+                    "spatial and a temporal map, or as the full one, which is several times slower.",
+                ),
             ],
             outputs=[sockets.Plan.Output(display_name="plan")],
         )

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ...engine.words import Block, Site
+from ...engine.words import Block, Half, Site
 from .passes import Attention, Pass
 from .recompute import frozen, recomputed
 
@@ -68,9 +68,16 @@ class Transformer:
                     if what is not None:
                         name = f"{attribute}.{index}"
                         layer = f"{name}.{'self' if what == 'joint' else 'cross'}"
-                        self._sites[(kind, index), number] = Site(layer, what, name, 0, len(self._sites))
+                        self._sites[(kind, index), number] = Site(
+                            layer, what, name, 0, len(self._sites), self._half(name)
+                        )
         self.sites: tuple[Site, ...] = tuple(self._sites.values())
         self._named = {site.layer: site for site in self.sites}
+
+    def _half(self, name: str) -> Half:
+        """The second half of the blocks is what a UNet's decoder is: layout is settled, content is not."""
+        names = [f"{at}.{i}" for at, _ in self.layers.lists for i in range(len(getattr(self.network, at)))]
+        return "decoder" if names.index(name) >= len(names) // 2 else "encoder"
 
     def grid(self, place: Site | Block, shape: Sequence[int]) -> tuple[int, int, int]:
         """Odd sizes are filled up to whole tokens."""

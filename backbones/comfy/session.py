@@ -51,7 +51,7 @@ class Inside:
 
         own = {**options, "wrappers": copy_nested_dicts(options.get("wrappers", {}))}
         add_wrapper_with_key(WrappersMP.APPLY_MODEL, OURS, told, own)
-        levels = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
+        levels = torch.full((len(x),), sigma, device=x.device)  # as in sample_sigmas, which core compares it with
         model_options = {**self.options, "transformer_options": own}
         return comfy.samplers.calc_cond_batch(self.model, list(conditionings), x, levels, model_options)
 

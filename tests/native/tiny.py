@@ -204,7 +204,9 @@ FAMILIES = {
     "sd15": Family("SD15", UNET, (3, 4, 6, 10), (5, TEXT_WIDTH)),
     "wan": Family("WAN21_T2V", WAN, (3, 16, 5, 6), (5, 24), upscale_ratio=times(4, 8)),
     "ltx": Family("LTXV", LTX, (3, 128, 3, 4), (5, 24), {"frame_rate": 25}, True, times(8, 32)),
-    "hunyuan": Family("HunyuanVideo", HUNYUAN, (3, 16, 4, 6), (5, 24), {"pooled_output": (1, 12)}, upscale_ratio=times(4, 8)),
+    "hunyuan": Family(
+        "HunyuanVideo", HUNYUAN, (3, 16, 4, 6), (5, 24), {"pooled_output": (1, 12)}, upscale_ratio=times(4, 8)
+    ),
     "mochi": Family("GenmoMochi", MOCHI, (2, 12, 4, 6), (6, 24), masked=True, upscale_ratio=times(6, 8)),
 }
 
