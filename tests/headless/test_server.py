@@ -89,6 +89,10 @@ def test_comfyui_path_may_name_several(comfyui, monkeypatch, tmp_path):
 
 def test_a_checkout_is_run_by_the_python_beside_it(tmp_path):
     folder = tmp_path / "ComfyUI-other"
+    folder.mkdir()
+    (folder / "requirements.txt").write_text("torch\ntorchaudio\npytest>=1  # and no more\n")
+    assert place.interpreter_of(folder) == Path(sys.executable)
+    (folder / "requirements.txt").write_text("torch\na-package-that-is-nowhere==1.0\n")
     assert place.interpreter_of(folder) == Path(sys.executable)
     beside = tmp_path / "venv-other" / "bin" / "python"
     beside.parent.mkdir(parents=True)
