@@ -6,6 +6,8 @@ from .coupled import NOTES as COUPLED
 from .coupled import coupled
 from .cove import cove
 from .mask import mask
+from .native import NOTES as NATIVE
+from .native import native
 from .stem import stem
 from .str_match import str_match
 from .via import via
@@ -22,4 +24,5 @@ GRAPHS = {
     "cove": cove(),
     "stem_tokenflow": stem("token_flow"),
     "stem_fatezero": stem("fate_zero"),
+    **{name: native(name) for name in NATIVE},
 }
