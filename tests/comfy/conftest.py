@@ -50,7 +50,8 @@ def server(comfyui, base, tiny_folder, tiny_instruct_folder):
     pickle_weights(models / "pickled" / "unet")
     truncate_weights(models / "truncated" / "unet")
     (base / "custom_nodes").mkdir()
-    shutil.copy(Path(__file__).with_name("counting_node.py"), base / "custom_nodes")
+    for name in ("counting_node.py", "stand_ins.py"):
+        shutil.copy(Path(__file__).with_name(name), base / "custom_nodes")
     (models / "hollow").mkdir()
     shutil.copy(tiny_folder / "model_index.json", models / "hollow")
     paths = base / "extra_model_paths.yaml"

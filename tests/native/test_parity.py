@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import comfy.sd
 import pytest
 import torch
 
+from weft.backbones.comfy.loading import from_comfy
 from weft.backbones.comfy.text import prompt_of
 from weft.engine.call import Evaluation
 from weft.engine.edit import edit
@@ -23,7 +25,7 @@ from weft.methods.latent_blend import LatentBlend
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.methods.stem import STEMAttention
 from weft.methods.token_flow import TokenFlow, with_injection
-from weft.tests.native.tiny import twins
+from weft.tests.native.tiny import StandInVAE, twins
 from weft.tests.numerics import assert_close, assert_same_edit
 
 FRAMES, SIZE, STEPS = 4, (8, 12), 4
@@ -197,3 +199,30 @@ def test_an_instruction_edit_is_the_same(instruct, name):
 
     ours, core = both(instruct, act)
     assert_same_edit(core, ours)
+
+
+def test_an_adapter_is_not_trained_on_it(instruct):
+    from weft.backbones.lora import adapt
+
+    with pytest.raises(ValueError, match="ComfyUI's own model"):
+        adapt(instruct[1], lambda *args: None, rank=2)
+
+
+def test_a_lora_on_the_model_acts_as_one_that_is_fused(sd_folder):
+    """By core's own LoRA loader on one side, its product added to diffusers' weight on the other."""
+    ours, core = twins(sd_folder)
+    name = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    layer = ours.denoiser.network.get_submodule(name)
+    down, up = torch.randn(2, layer.weight.shape[1]) / 4, torch.randn(layer.weight.shape[0], 2) / 4
+    layer.weight.data += (up @ down).double()
+    key = f"lora_unet_{name.replace('.', '_')}"
+    lora = {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(2.0)}
+    patcher, _ = comfy.sd.load_lora_for_models(core.denoiser.patcher, None, lora, 1.0, 0.0)
+    patched = from_comfy(patcher, StandInVAE())
+    assert patched.denoiser.fingerprint != core.denoiser.fingerprint
+    before, got = (
+        of_plan(backbone, lambda text: prompt_pair((ours, core), text)[1], "plain") for backbone in (core, patched)
+    )
+    want = of_plan(ours, lambda text: prompt_pair((ours, core), text)[0], "plain")
+    assert (got - before).abs().max() > 1e-3
+    assert_same_edit(got, want)
