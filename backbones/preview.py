@@ -12,6 +12,7 @@ from ..engine.ports import Backbone
 from ..engine.source import Trajectory
 
 FEW = 4  # frames that stand for a clip
+FIRST = 2  # latent frames that stand for one of a 3-D VAE
 
 
 def few(clip: Tensor, count: int = FEW) -> Tensor:
@@ -26,8 +27,11 @@ class LatentPreview:
 
     @plain_torch
     def __init__(self, backbone: Backbone, trajectory: Trajectory):
-        cells = few(trajectory.at(0))
+        clip, layout = trajectory.at(0), backbone.codec.layout
+        # Latent frames that stand for several are decoded together with those before them, and the first are quickest.
+        cells = few(clip) if layout.frames == 1 else clip[:FIRST]
         frames = backbone.codec.decode(backbone.codec.unscale(cells)).movedim(-1, 1)
+        frames = frames[[layout.span(t)[-1] for t in range(len(cells))]]
         colors = F.interpolate(frames, cells.shape[-2:], mode="area")
         spans = [backbone.codec.layout.span(t) for t in range(len(cells))]
         colors = torch.stack([colors[span.start : span.stop].mean(0) for span in spans])  # those of a latent frame

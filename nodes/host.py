@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
@@ -14,6 +15,11 @@ from ..engine.monitor import Recording
 
 check = comfy.model_management.throw_exception_if_processing_interrupted
 PREVIEW_SIZE = 512  # pixels, the longer side
+
+
+def clip_tokenizer() -> Path:
+    """The folder of ComfyUI's own copy of CLIP's tokenizer."""
+    return Path(comfy.model_management.__file__).with_name("sd1_tokenizer")
 
 
 class NodeMonitor(Recording):

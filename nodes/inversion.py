@@ -7,6 +7,7 @@ from comfy_api.v0_0_2 import io
 from ..engine.inversion import Convention, invert
 from . import sockets
 from .host import NodeMonitor
+from .trajectory import resume_folder, resume_input
 
 
 def chunk_frames_input() -> io.Input:
@@ -74,6 +75,7 @@ class WeftDDIMInversion(io.ComfyNode):
                     tooltip="Steps of the edit, if it is to take fewer than the inversion; must divide its steps. "
                     "COVE: 50 of 100. 0: as many.",
                 ),
+                resume_input(),
             ],
             outputs=[sockets.Trajectory.Output(display_name="trajectory")],
         )
@@ -90,6 +92,7 @@ class WeftDDIMInversion(io.ComfyNode):
         evaluations=1,
         chunk_frames=0,
         edit_steps=0,
+        resume=False,
     ):
         trajectory = invert(
             model,
@@ -101,6 +104,7 @@ class WeftDDIMInversion(io.ComfyNode):
             plan=sockets.plan_or_empty(plan),
             chunk_frames=chunk_frames,
             edit_steps=edit_steps,
+            resume=resume_folder(resume),
             monitor=NodeMonitor(steps),
         )
         return io.NodeOutput(trajectory)

@@ -29,7 +29,7 @@ def plan_input() -> io.Input:
 
 def seed_input(tooltip: str, name: str = "seed") -> io.Input:
     """A seed that stays as it is: one that changes after every run would rerun what it belongs to."""
-    return io.Int.Input(name, default=0, min=0, max=2**53, control_after_generate=False, tooltip=tooltip)
+    return io.Int.Input(name, default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip=tooltip)
 
 
 def plan_or_empty(plan: EditPlan | None) -> EditPlan:
@@ -55,10 +55,14 @@ def from_conditioning(conditioning: list) -> Prompt:
     """A prompt of this pack's text encoders, or of core's conditioning, which ComfyUI's own models take whole.
 
     Raises:
-        ValueError: an empty one.
+        ValueError: what is no conditioning, or an empty one.
     """
-    extra = conditioning[0][1] if len(conditioning) == 1 else {}
-    text, tokens = extra.get("weft_text", ""), tuple(extra.get("weft_tokens", ()))
-    if extra.get("weft_encoder"):
-        return prompt_of(conditioning[0][0], text, extra["weft_encoder"], tokens)
-    return native.prompt_of(conditioning, text, tokens)
+    match conditioning:
+        case [[embedding, {"weft_text": str(text), "weft_encoder": str(encoder)} as extra]] if (
+            encoder and getattr(embedding, "ndim", 0) == 3
+        ):
+            return prompt_of(embedding, text, encoder, tuple(extra.get("weft_tokens", ())))
+        case [[_, {"weft_text": str(text)} as extra]]:
+            return native.prompt_of(conditioning, text, tuple(extra.get("weft_tokens", ())))
+        case _:
+            return native.prompt_of(conditioning)

@@ -10,6 +10,7 @@ from ..methods import stem
 from . import sockets
 from .host import NodeMonitor
 from .inversion import way_inputs
+from .trajectory import resume_folder, resume_input
 
 
 def stem_inputs() -> list[io.Input]:
@@ -85,6 +86,7 @@ class WeftSTEMInversion(io.ComfyNode):
                 *stem_inputs(),
                 sockets.Plan.Input("plan", optional=True, tooltip="What other methods do; the bases act inside them."),
                 *way_inputs(),
+                resume_input(),
             ],
             outputs=[
                 sockets.Trajectory.Output(display_name="trajectory"),
@@ -98,7 +100,18 @@ class WeftSTEMInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, latent, source_prompt, steps, plan=None, convention="warm_start", evaluations=1, **numbers):
+    def execute(
+        cls,
+        model,
+        latent,
+        source_prompt,
+        steps,
+        plan=None,
+        convention="warm_start",
+        evaluations=1,
+        resume=False,
+        **numbers,
+    ):
         monitor = NodeMonitor(steps)
         replay = sockets.plan_or_empty(plan).then(stem.STEMAttention(**numbers))
         trajectory = invert(
@@ -109,6 +122,7 @@ class WeftSTEMInversion(io.ComfyNode):
             steps=steps,
             convention=convention,
             evaluations=evaluations,
+            resume=resume_folder(resume),
             monitor=monitor,
         )
         return io.NodeOutput(trajectory, replay, json.dumps(monitor.records))

@@ -87,8 +87,8 @@ class WeftSTRLatentOptimizer(io.ComfyNode):
                     options=list(get_args(str_match.Joint)),
                     default="factorised",
                     optional=True,
-                    tooltip="For models whose tokens all see each other (Wan, LTX, Hunyuan): read their attention as a "
-                    "spatial and a temporal map, or as the full one, which is several times slower.",
+                    tooltip="For models that attend over the whole clip at once (CogVideoX): maps in space and in "
+                    "time, or that attention as it is (slower). Others ignore it.",
                 ),
             ],
             outputs=[sockets.Plan.Output(display_name="plan")],

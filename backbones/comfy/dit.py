@@ -4,7 +4,7 @@ seams    core's `dit` patches wrap each block, which so is told its name by a co
          override acts on the calls inside it, told apart by their order. What others put there stays within ours
 
 Beside the tokens of the picture a joint sequence may hold those of a text, or of reference frames. Controls see the
-queries of the picture alone, in the order (t, h, w), and the keys with the picture's first: the others attend as ever.
+queries of the picture alone, in the order (t, h, w), and the keys with the picture's last: the others attend as ever.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Transformer:
         return one.at(site, whole, 1) if order is None else _rejoined(one, site, whole, picture, order)
 
     def _order(self, whole: Attention, site: Site, one: Pass) -> Tensor | None:
-        """Positions of the picture's queries, then of the others; None where there are no others."""
+        """Positions of the other queries, then of the picture's; None where there are no others."""
         count, tokens = whole.q.shape[whole.axis], one.tokens(site)
         if count < tokens:
             raise ValueError(
@@ -165,14 +165,14 @@ class Transformer:
             )
         if count == tokens:
             return None
-        before = count - tokens if self.layers.others == "first" else 0
-        return torch.arange(count, device=whole.q.device).roll(-before)
+        after = 0 if self.layers.others == "first" else count - tokens
+        return torch.arange(count, device=whole.q.device).roll(after)
 
 
 def _of_picture(whole: Attention, site: Site, order: Tensor, tokens: int) -> Attention:
-    """The call of the picture's queries alone; in joint attention its keys come first."""
-    q = whole.q.index_select(whole.axis, order[:tokens])
-    mask = _rows(whole.mask, len(order), order[:tokens])
+    """The call of the picture's queries alone; in joint attention its keys come last."""
+    q = whole.q.index_select(whole.axis, order[-tokens:])
+    mask = _rows(whole.mask, len(order), order[-tokens:])
     if site.kind == "cross":
         return replace(whole, q=q, mask=mask)
     k, v = (x.index_select(whole.axis, order) for x in (whole.k, whole.v))
@@ -185,14 +185,14 @@ def _rejoined(one: Pass, site: Site, whole: Attention, picture: Attention, order
 
     def untouched(*args, **rest) -> Tensor:
         plain.append(whole.plain())
-        return plain[0].index_select(axis, order[:tokens])
+        return plain[0].index_select(axis, order[-tokens:])
 
     acted = one.at(site, replace(picture, function=untouched), 1)
     if plain:
-        return plain[0].index_copy(axis, order[:tokens], acted)
-    others = order[tokens:]
+        return plain[0].index_copy(axis, order[-tokens:], acted)
+    others = order[:-tokens]
     rest = replace(whole, q=whole.q.index_select(whole.axis, others), mask=_rows(whole.mask, len(order), others))
-    return torch.cat([acted, rest.plain()], axis).index_select(axis, order.argsort())
+    return torch.cat([rest.plain(), acted], axis).index_select(axis, order.argsort())
 
 
 def _rows(mask: Tensor | None, count: int, at: Tensor) -> Tensor | None:

@@ -19,8 +19,16 @@ def prompt_of(conditioning: list, text: str = "", tokens: tuple[str, ...] = (), 
     Raises:
         ValueError: it is empty, or its parts are for different numbers of frames.
     """
-    if not conditioning:
+    if not isinstance(conditioning, list) or not conditioning:
         raise ValueError("this conditioning is empty: connect CLIP Text Encode, or Encode Prompt (Weft)")
+    for entry in conditioning:
+        match entry:
+            case [tensor, dict()] if tensor is None or (isinstance(tensor, Tensor) and tensor.ndim == 3):
+                pass
+            case _:
+                raise ValueError(
+                    "this is no conditioning of ComfyUI's: connect CLIP Text Encode, or Encode Prompt (Weft)"
+                )
     counts = {len(entry[0]) for entry in conditioning if entry[0] is not None} - {1}
     if len(counts) > 1:
         raise ValueError(f"the parts of this conditioning are for {sorted(counts)} frames: want one number")

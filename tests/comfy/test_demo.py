@@ -31,10 +31,12 @@ def few(graph):
     return {name: steps for name, steps in FEW.items() if name.split(".")[0] in kinds}
 
 
-OURS = sorted(p for p in (ROOT / "workflows" / "api").glob("*.json") if not p.stem.startswith("native_"))
+NATIVE, SEVERAL = "native_", "_distributed"  # those of `test_native.py`, and those that want several machines
+API = sorted((ROOT / "workflows" / "api").glob("*.json"))
+ALONE = [p for p in API if not p.stem.startswith(NATIVE) and not p.stem.endswith(SEVERAL)]
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)  # the others: `test_native.py`
+@pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)
 def test_shipped_workflows_run(server, path):
     result = run_workflow(server.url, path, few(read_graph(path)), [clip.CLIP])
     assert any(file["filename"].endswith(".mp4") for file in result.files())

@@ -32,7 +32,7 @@ def loss_and_gradient(made, layers=None, plan=PLAIN, way=None, rows=(POSITIVE,))
         latents = torch.stack([z if row == POSITIVE else made.latents(5) for row in rows])
         evaluation = Evaluation(latents, schedule.label(3), tuple(prompts), rows)
         read = read_calls(lambda e, p: evaluate_with(network, e, p), evaluation, plan, POSITIVE, layers)
-        return sum((c.q.float() * c.k.float()[..., : c.q.shape[3], :]).mean() for c in read.values())
+        return sum((c.q.float() * c.k.float()[..., -c.q.shape[3] :, :]).mean() for c in read.values())
 
     def body(network):
         z = made.latents(2)

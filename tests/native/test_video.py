@@ -109,7 +109,7 @@ def test_a_blend_keeps_the_source_outside_its_mask(made):
     assert moved.abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("joint", ["factorised", "full"])
+@pytest.mark.parametrize("joint", ["factorised", "direct"])
 @pytest.mark.parametrize("levels", ["all", "all_but_finest"])
 def test_str_match_pulls_towards_the_source(made, joint, levels):
     clip, log = Clip(made), Recording()
