@@ -25,8 +25,10 @@ class _CLIP:
 
     def encode_from_tokens_scheduled(self, tokens):
         generator = torch.Generator().manual_seed(sum(map(ord, tokens["stand in"])))
-        extra = {"attention_mask": torch.ones(1, 6, dtype=torch.long)}
-        extra["pooled_output"] = torch.randn(1, self.pooled, generator=generator) if self.pooled else None
+        if self.pooled:  # HunyuanVideo's, which gives no mask
+            extra = {"pooled_output": torch.randn(1, self.pooled, generator=generator)}
+        else:
+            extra = {"attention_mask": torch.ones(1, 6, dtype=torch.long), "pooled_output": None}
         return [[torch.randn(1, 6, self.width, generator=generator), extra]]
 
 
