@@ -33,6 +33,8 @@ class LatentPreview:
         frames = backbone.codec.decode(backbone.codec.unscale(cells)).movedim(-1, 1)
         frames = frames[[layout.span(t)[-1] for t in range(len(cells))]]
         colors = F.interpolate(frames, cells.shape[-2:], mode="area")
+        spans = [backbone.codec.layout.span(t) for t in range(len(cells))]
+        colors = torch.stack([colors[span.start : span.stop].mean(0) for span in spans])  # those of a latent frame
         x, y = rearrange(cells, "f c h w -> (f h w) c"), rearrange(colors, "f c h w -> (f h w) c")
         x = torch.cat([x, torch.ones(len(x), 1)], 1)
         # A flat frame leaves directions undetermined; a little ridge sends them to zero.

@@ -22,6 +22,13 @@ CORE = {  # the nodes of ComfyUI that we use -> their widgets, in order
     "CreateVideo": ("fps",),
     "SaveVideo": ("filename_prefix", "format", "codec"),
     "PreviewAny": (),
+    "CheckpointLoaderSimple": ("ckpt_name",),
+    "UNETLoader": ("unet_name", "weight_dtype"),
+    "CLIPLoader": ("clip_name", "type", "device"),
+    "DualCLIPLoader": ("clip_name1", "clip_name2", "type", "device"),
+    "VAELoader": ("vae_name",),
+    "CLIPTextEncode": ("text",),
+    "ModelSamplingSD3": ("shift",),
 }
 DISTRIBUTED = {"DistributedSeed": ("seed", "control_after_generate"), "DistributedCollector": ("load_balance",)}
 CORE |= DISTRIBUTED  # of ComfyUI-Distributed, in the workflow that is named after it

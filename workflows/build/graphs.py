@@ -6,6 +6,8 @@ from .coupled import NOTES as COUPLED
 from .coupled import coupled
 from .cove import cove
 from .mask import mask
+from .native import NOTES as NATIVE
+from .native import native
 from .papers import NAMES as PAPERS
 from .papers import paper
 from .stem import stem
@@ -26,4 +28,5 @@ GRAPHS = {
     "stem_tokenflow": stem("token_flow"),
     "stem_fatezero": stem("fate_zero"),
     **{name: paper(name) for name in PAPERS},
+    **{name: native(name) for name in NATIVE},
 }
