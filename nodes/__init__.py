@@ -35,6 +35,9 @@ NODES = {  # module -> nodes in it
 
 class WeftExtension(ComfyExtension):
     async def get_node_list(self) -> list[type]:
+        from .sample import put_sample  # it asks ComfyUI where its folders are
+
+        put_sample()  # here, because not every ComfyUI calls `on_load`
         nodes = []
         for module, names in NODES.items():
             try:

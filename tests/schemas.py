@@ -69,6 +69,7 @@ def schemas() -> dict[str, SimpleNamespace]:
     fake.comfy_model_management.throw_exception_if_processing_interrupted = None
     fake.folder_paths.get_folder_paths = lambda _: []
     fake.folder_paths.get_output_directory = lambda: "no output"
+    fake.folder_paths.get_input_directory = lambda: "no input"
     fake.folder_paths.folder_names_and_paths, fake.folder_paths.models_dir = {}, "models"
     try:
         package = importlib.import_module("weft.nodes")

@@ -8,7 +8,7 @@ from .parts import CFG, IMAGE_MODEL, Graph, decode, figures, node, prompts, read
 NOTE = """\
 **COVE**: what belongs together in the frames of a clip is found first, and then attends to itself, in the inversion \
 and in the edit.
-1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+1. Press Run: the [sample clip](/api/view?filename=toy_clip.mp4&type=input) is there already.
 2. **Matches** shows where points of the first frame are in the others. If they jump about, raise ensemble of **Find**.
 3. Change the words of what is to change in **Target prompt**, and nothing else.
 4. **Inject** feature_steps and attention_steps: more keep the layout, less edit more. **Sample** cfg: how hard to \

@@ -9,7 +9,7 @@ BASES, STEPS = 64, 25
 
 NOTE = """\
 **STEM inversion, {title}**: the clip is inverted through bases that all its frames share, and edited by an image model.
-1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+1. Press Run: the [sample clip](/api/view?filename=toy_clip.mp4&type=input) is there already.
 2. Change the words of what is to change in **Target prompt**, and nothing else{also}.
 3. **Replay PSNR** says how well the inversion gives the clip back: under 25 dB, take more steps.
 4. {turn}
