@@ -185,6 +185,7 @@ class WeftTestTimeAdaptation(io.ComfyNode):
                 sockets.Model.Output(display_name="model"),
                 io.Image.Output(display_name="loss_curve"),
             ],
+            is_output_node=True,
         )
 
     @classmethod

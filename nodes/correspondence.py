@@ -10,6 +10,7 @@ from ..methods.correspondence import correspondence as find_correspondence
 from ..methods.correspondence import match_frames, parse_points
 from . import sockets
 from .host import NodeMonitor
+from .modifiers import latents_of
 
 
 class WeftCorrespondence(io.ComfyNode):
@@ -68,7 +69,7 @@ class WeftCorrespondence(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent, **numbers):
-        samples = latent["samples"]
+        samples = latents_of(latent)
         found = find_correspondence(model, samples, monitor=NodeMonitor(len(samples)), **numbers)
         return io.NodeOutput(found)
 

@@ -10,6 +10,7 @@ from ..methods.coupled_flow import CoupledFlow, coupled_edit
 from . import sockets
 from .host import NodeMonitor
 from .inversion import chunk_frames_input
+from .modifiers import latents_of
 
 
 class WeftCoupledEdit(io.ComfyNode):
@@ -112,11 +113,11 @@ class WeftCoupledEdit(io.ComfyNode):
     ):
         source = sockets.from_conditioning(source_prompt)
         solver = CoupledFlow(start, source_cfg, averages, pull)
-        pictures = LatentPreview(model, source_of(model, latent["samples"], source, steps))
+        pictures = LatentPreview(model, source_of(model, latents_of(latent), source, steps))
         monitor = NodeMonitor(len(solver.levels(model.denoiser.schedule(steps))), pictures)
         latents = coupled_edit(
             model,
-            latent["samples"],
+            latents_of(latent),
             source,
             sockets.from_conditioning(target_prompt),
             solver=solver,

@@ -7,6 +7,7 @@ from comfy_api.v0_0_2 import io
 from ..engine.inversion import Convention, invert
 from . import sockets
 from .host import NodeMonitor
+from .modifiers import latents_of
 
 
 def chunk_frames_input() -> io.Input:
@@ -93,7 +94,7 @@ class WeftDDIMInversion(io.ComfyNode):
     ):
         trajectory = invert(
             model,
-            latent["samples"],
+            latents_of(latent),
             sockets.from_conditioning(source_prompt),
             steps=steps,
             convention=convention,

@@ -152,6 +152,7 @@ class WeftSAMMask(io.ComfyNode):
                 io.String.Output(display_name="frames", tooltip="The numbers of those frames, for Track Mask."),
                 io.Image.Output(display_name="preview", tooltip="Those frames with mask, points and boxes on them."),
             ],
+            is_output_node=True,
         )
 
     @classmethod
@@ -208,6 +209,7 @@ class WeftTextToBoxes(io.ComfyNode):
                 io.Image.Output(display_name="preview", tooltip="The frames where something was found, with boxes."),
                 io.String.Output(display_name="json", tooltip="Frame, box, score and label of each."),
             ],
+            is_output_node=True,
         )
 
     @classmethod
@@ -261,6 +263,7 @@ class WeftTrackMask(io.ComfyNode):
                 io.Mask.Output(display_name="mask", tooltip="One for each frame of the clip."),
                 io.String.Output(display_name="confidence", tooltip="JSON: confidence of each frame, frames lost."),
             ],
+            is_output_node=True,
         )
 
     @classmethod

@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from ..engine.inversion import Noise, add_noise
 from . import sockets
+from .modifiers import latents_of
 
 
 class WeftAddNoise(io.ComfyNode):
@@ -46,7 +47,7 @@ class WeftAddNoise(io.ComfyNode):
         return io.NodeOutput(
             add_noise(
                 model,
-                latent["samples"],
+                latents_of(latent),
                 model.text.embed("") if source_prompt is None else sockets.from_conditioning(source_prompt),
                 steps=steps,
                 noise=noise,

@@ -7,6 +7,7 @@ from comfy_api.v0_0_2 import io
 from ..backbones.diffusers.text import prompt_of
 from ..engine.plan import PLAIN, Control, EditPlan
 from ..engine.words import Prompt
+from .modifiers import require_plain
 
 Model = io.Custom("WEFT_MODEL")
 Trajectory = io.Custom("WEFT_TRAJECTORY")
@@ -49,8 +50,9 @@ def to_conditioning(prompt: Prompt) -> list:
 
 
 def from_conditioning(conditioning: list) -> Prompt:
-    """Raises ValueError for a conditioning that no Weft node made, or a combination of several."""
-    if len(conditioning) != 1 or "weft_encoder" not in conditioning[0][1]:
+    """Raises ValueError for a conditioning that no Weft node made, or that core's nodes have changed since."""
+    if not conditioning or "weft_encoder" not in conditioning[0][1]:
         raise ValueError("this conditioning is not from Weft: use 'Encode Prompt (Weft)' with the same model")
+    require_plain(conditioning)
     embedding, extra = conditioning[0]
     return prompt_of(embedding, extra["weft_text"], extra["weft_encoder"], tuple(extra.get("weft_tokens", ())))

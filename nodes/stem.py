@@ -10,6 +10,7 @@ from ..methods import stem
 from . import sockets
 from .host import NodeMonitor
 from .inversion import way_inputs
+from .modifiers import latents_of
 
 
 def stem_inputs() -> list[io.Input]:
@@ -103,7 +104,7 @@ class WeftSTEMInversion(io.ComfyNode):
         replay = sockets.plan_or_empty(plan).then(stem.STEMAttention(**numbers))
         trajectory = invert(
             model,
-            latent["samples"],
+            latents_of(latent),
             sockets.from_conditioning(source_prompt),
             plan=replay,
             steps=steps,

@@ -68,7 +68,7 @@ def test_imports_point_down(name):
 # engine/ read from top to bottom: a file imports only those above it.
 ENGINE = [
     *("monitor", "seeds", "autograd", "parts", "words", "schedule", "source", "call", "correspondence", "plan"),
-    *("ports", "probe", "evaluate", "regions", "solver", "inversion", "edit"),
+    *("ports", "probe", "evaluate", "regions", "solver", "check", "inversion", "edit"),
 ]
 
 

@@ -27,6 +27,7 @@ def cove() -> Graph:
     point = f"{x:.2f} {y:.2f}"  # the middle of the sprite, as shares of width and height
     start = {"latent": wire("Encode"), "source_prompt": wire("Source prompt"), "plan": plan}
     sample = {"trajectory": wire("Invert"), "positive": wire("Target prompt"), "negative": wire("Negative prompt")}
+    sample |= {"source_latent": start["latent"], "source_prompt": start["source_prompt"]}
     return {
         "Read me": read_me(NOTE),
         "Source": source(IMAGE_MODEL),

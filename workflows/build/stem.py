@@ -36,7 +36,8 @@ def stem(editor: str) -> Graph:
     """An edit from a STEM inversion, by "token_flow" or "fate_zero", and the replay that shows what it kept."""
     model, frames = wire("Model"), wire("Source frames", "images")
     numbers = {"latent": wire("Encode"), "source_prompt": wire("Source prompt"), "steps": STEPS, "bases": BASES}
-    sample = {"model": model, "trajectory": wire("Invert", "trajectory")}
+    checked = {"source_latent": wire("Encode"), "source_prompt": wire("Source prompt")}
+    sample = {"model": model, "trajectory": wire("Invert", "trajectory"), **checked}
     if editor == "token_flow":
         steps = {"feature_steps": STEPS * 4 // 5, "attention_steps": STEPS // 2}
         method = {"TokenFlow": node("WeftTokenFlow", batch=4, **steps)}

@@ -38,6 +38,8 @@ def str_match(masked: bool) -> Graph:
         negative=wire("Negative prompt"),
         plan=wire("Blend" if masked else "STR-Match"),
         cfg=CFG,
+        source_latent=start["latent"],
+        source_prompt=start["source_prompt"],
     )
     return {
         "Read me": read_me(NOTE.format(**(MASKED_NOTE if masked else PLAIN_NOTE))),
