@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 NODES = {  # module -> nodes in it
     "load": ("WeftLoadModel",),
     "frames": ("WeftEncodePrompt", "WeftEncodeFrames", "WeftDecodeFrames"),
+    "prepare": ("WeftPrepareClip", "WeftRestoreClip"),
     "inversion": ("WeftDDIMInversion",),
     "stem": ("WeftSTEMInversion", "WeftSTEMAttention"),
     "str_match": ("WeftSTRLatentOptimizer", "WeftPreviewSTRScore"),
@@ -19,6 +20,7 @@ NODES = {  # module -> nodes in it
     "attention": ("WeftSpatioTemporalAttention", "WeftFeatureInjection"),
     "token_flow": ("WeftTokenFlow",),
     "fate_zero": ("WeftFateZero",),
+    "words": ("WeftPreviewWords",),
     "latent_blend": ("WeftLatentBlend",),
     "region": ("WeftRegion",),
     "noise": ("WeftAddNoise",),
@@ -29,6 +31,7 @@ NODES = {  # module -> nodes in it
     "sampling": ("WeftEditSampler",),
     "coupled_flow": ("WeftCoupledEdit",),
     "masks": ("WeftLoadSAM", "WeftSAMMask", "WeftTextToBoxes", "WeftTrackMask"),
+    "compare": ("WeftCompareVideos",),
     "evaluate": ("WeftEvaluateEdit",),
 }
 

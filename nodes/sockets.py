@@ -16,6 +16,7 @@ Correspondence = io.Custom("WEFT_CORRESPONDENCE")
 Chunks = io.Custom("WEFT_CHUNKS")  # how a long clip is cut
 Chunk = io.Custom("WEFT_CHUNK")  # one part of it
 Sam = io.Custom("WEFT_SAM")
+Fit = io.Custom("WEFT_FIT")  # how a clip was made to fit a model, and the way back
 Clip = io.Custom("WEFT_CLIP")  # both towers, to judge pictures by texts; ComfyUI's own CLIP is a text encoder
 
 
