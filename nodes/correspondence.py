@@ -98,7 +98,7 @@ class WeftPreviewCorrespondence(io.ComfyNode):
 
     @classmethod
     def execute(cls, correspondence, images, points, frame):
-        pictures = match_frames(correspondence, images, parse_points(points), frame)
+        pictures = match_frames(correspondence, images, parse_points(points, images.shape[1:3]), frame)
         return io.NodeOutput(pictures, ui=ui.PreviewImage(pictures, cls=cls))
 
 

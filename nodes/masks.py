@@ -16,7 +16,7 @@ from ..vision.prompts import read_frames, read_prompts, write_frames
 from ..vision.sam import CHECKPOINTS, DTYPES, load_segmenter
 from ..vision.segment import Choice, segment
 from ..vision.track import WhenLost, track
-from . import sockets
+from . import sockets, view
 from .host import NodeMonitor
 
 TOYS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
@@ -159,7 +159,8 @@ class WeftSAMMask(io.ComfyNode):
     def execute(cls, sam, images, positive, negative="", boxes="", frame=0, choice="best"):
         asked = read_prompts(positive, negative, boxes, frame)
         made = segment(sam, images, asked, choice=choice, monitor=NodeMonitor(len(asked)))
-        shown = ui.PreviewImage(made.pictures, cls=cls)
+        shown = view.pictures(clip=images, masks=made.masks[..., None]) | view.facts(frames=made.frames)
+        shown = view.answer(ui.PreviewImage(made.pictures, cls=cls), **shown)
         return io.NodeOutput(made.masks, write_frames(made.frames), made.pictures, ui=shown)
 
 

@@ -190,14 +190,14 @@ def test_matches_are_drawn_where_they_are():
 
 
 def test_points_are_read_from_text():
-    assert parse_points("0.5 0.25") == [(0.5, 0.25)]
-    assert parse_points(" 0,1; .5, 0.75 ;") == [(0.0, 1.0), (0.5, 0.75)]
+    assert parse_points("0.5 0.25", (8, 8)) == [(0.5, 0.25)]
+    assert parse_points(" 0,1; .5, 0.75 ;", (8, 8)) == [(0.0, 1.0), (0.5, 0.75)]
 
 
 @pytest.mark.parametrize("text", ["0.5", "a b", "0.1 0.2 0.3", "0.1 0.2; 0.3"])
 def test_text_that_is_no_points_is_refused(text):
     with pytest.raises(ValueError, match="want points as 'x y; x y'"):
-        parse_points(text)
+        parse_points(text, (8, 8))
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,15 @@ async function build(columns) {
   const TEXTS = { MarkdownNote: 440, WeftEncodePrompt: 160, PreviewAny: 240 };
   const PICTURE = 300; // what a picture, shown in the end or while it runs, adds at most
   const PICTURES = {
-    LoadVideo: 1, SaveVideo: 1, PreviewImage: 1, WeftSAMMask: 1, WeftTextToBoxes: 1, WeftEditCandidates: 1,
+    LoadVideo: 1, SaveVideo: 1, WeftPreviewWords: 1, PreviewImage: 1, WeftSAMMask: 1, WeftTextToBoxes: 1, WeftEditCandidates: 1,
     WeftTestTimeAdaptation: 1, WeftPreviewCorrespondence: 1, WeftPreviewSTRScore: 1, WeftEditSampler: 1,
     WeftCoupledEdit: 1, WeftTrackMask: 2, // both
   };
   const asVue = (node) => {
     const slots = Math.max(node.inputs?.filter((i) => !i.widget).length ?? 0, (node.outputs?.length ?? 0) + 2);
     const tall = (w) => ["customtext", "MARKDOWN"].includes(w.type) || w.options?.multiline;
-    return 90 + 28 * slots + (node.widgets ?? []).reduce((sum, w) => sum + (tall(w) ? 70 : 38), 0);
+    const height = (w) => w.options?.getMinHeight?.() + 12 || (tall(w) ? 70 : 38);
+    return 90 + 28 * slots + (node.widgets ?? []).reduce((sum, w) => sum + height(w), 0);
   };
   const app = window.app;
   app.graph.clear();
