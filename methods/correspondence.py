@@ -186,6 +186,16 @@ def match_frames(found: Correspondence, frames: Tensor, points: list[tuple[float
     return painted
 
 
+def as_pictures(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[F-1, h, w K, 3] in 0..1: a table of places [F-1, N, K] as pictures of 8 bits, for a browser to look up in.
+
+    A place is red + 256 green + 65536 blue, and all white is no match.
+    """
+    rows = table.cpu().reshape(len(table), grid[0], -1, 1)
+    digits = torch.cat([rows % 256, rows // 256 % 256, rows // 65536 % 256], -1)
+    return (torch.where(rows < 0, 255, digits).float() + 0.5) / 255.5
+
+
 def parse_points(text: str, size: tuple[int, int]) -> list[tuple[float, float]]:
     """ "0.5 0.5; 0.25 0.75" -> [(0.5, 0.5), (0.25, 0.75)]; or JSON of pixels, [{"x": 32, "y": 20}], as masks take it.
 

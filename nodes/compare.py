@@ -3,7 +3,7 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import io
 
 from ..vision.compare import side_by_side
-from . import view
+from . import sockets, view
 
 
 class WeftCompareVideos(io.ComfyNode):
@@ -11,6 +11,7 @@ class WeftCompareVideos(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftCompareVideos",
+            **sockets.found_by("video comparer", "before after", "side by side"),
             display_name="Compare Videos (Weft)",
             category="Weft/view",
             description="Two or three clips in step: under a movable divider, side by side, or their difference.",

@@ -49,6 +49,7 @@ class WeftDDIMInversion(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftDDIMInversion",
+            **sockets.found_by("ddim inversion", "invert", "noise inversion"),
             display_name="DDIM Inversion (Weft)",
             category="Weft/invert",
             description="Finds the noise that the model would turn into this clip, and every level on the way.",
@@ -76,7 +77,7 @@ class WeftDDIMInversion(io.ComfyNode):
                     "COVE: 50 of 100. 0: as many.",
                 ),
             ],
-            outputs=[sockets.Trajectory.Output(display_name="trajectory")],
+            outputs=[sockets.Trajectory.Output(display_name="trajectory", tooltip="For Edit Sampler.")],
         )
 
     @classmethod

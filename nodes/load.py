@@ -29,6 +29,7 @@ class WeftLoadModel(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftLoadModel",
+            **sockets.found_by("diffusers", "zeroscope", "modelscope", "stable diffusion", "instructpix2pix", "ip2p"),
             display_name="Load Model (Weft)",
             category="Weft/load",
             description="Loads a video, image or instruction model from a diffusers folder.",
@@ -47,7 +48,7 @@ class WeftLoadModel(io.ComfyNode):
                     "float32 if an edit becomes NaN.",
                 ),
             ],
-            outputs=[sockets.Model.Output(display_name="model")],
+            outputs=[sockets.Model.Output(display_name="model", tooltip="For every node of this edit.")],
         )
 
     @classmethod

@@ -68,6 +68,7 @@ class WeftLoadSAM(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftLoadSAM",
+            **sockets.found_by("segment anything", "sam2"),
             display_name="Load SAM (Weft)",
             category="Weft/mask",
             description="Loads a SAM or a SAM 2, for masks by click and for tracking them.",
@@ -103,6 +104,7 @@ class WeftSAMMask(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftSAMMask",
+            **sockets.found_by("segment anything", "click mask", "points editor"),
             display_name="SAM Mask (Weft)",
             category="Weft/mask",
             description="A mask from clicks or boxes, at the frames where they are.",
@@ -169,6 +171,7 @@ class WeftTextToBoxes(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftTextToBoxes",
+            **sockets.found_by("grounding dino", "owl", "detect"),
             display_name="Text to Boxes (Weft)",
             category="Weft/mask",
             description="Finds what a text names and puts boxes around it.",
@@ -230,6 +233,7 @@ class WeftTrackMask(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftTrackMask",
+            **sockets.found_by("video segmentation", "sam2 tracking", "propagate mask"),
             display_name="Track Mask (Weft)",
             category="Weft/mask",
             description="Follows a mask from the frames where it is known through the whole clip.",

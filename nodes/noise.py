@@ -14,6 +14,7 @@ class WeftAddNoise(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftAddNoise",
+            **sockets.found_by("sdedit", "noise"),
             display_name="Add Noise (Weft)",
             category="Weft/invert",
             description="Puts one fixed noise on the clip at every level: a start for an edit without an inversion.",
@@ -39,7 +40,7 @@ class WeftAddNoise(io.ComfyNode):
                     "chunk", optional=True, tooltip="From Chunk Select: gives a part of a clip the whole clip's noise."
                 ),
             ],
-            outputs=[sockets.Trajectory.Output(display_name="trajectory")],
+            outputs=[sockets.Trajectory.Output(display_name="trajectory", tooltip="For Edit Sampler.")],
         )
 
     @classmethod

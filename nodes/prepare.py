@@ -15,8 +15,9 @@ class WeftPrepareClip(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftPrepareClip",
+            **sockets.found_by("trim", "resize video", "crop", "fps"),
             display_name="Prepare Clip (Weft)",
-            category="Weft/latent",
+            category="Weft/encode",
             description="Trims a clip and makes it fit a model, and reckons what editing it takes.",
             inputs=[
                 io.Image.Input("images", tooltip="The clip."),
@@ -74,8 +75,9 @@ class WeftRestoreClip(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftRestoreClip",
+            **sockets.found_by("uncrop", "unpad", "paste back"),
             display_name="Restore Clip (Weft)",
-            category="Weft/latent",
+            category="Weft/encode",
             description="Puts an edit back into the clip that Prepare Clip took it from, in its size.",
             inputs=[
                 io.Image.Input("images", tooltip="The edit, from Decode Frames."),

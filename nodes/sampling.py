@@ -9,7 +9,7 @@ from ..engine.check import check_edit, check_prompts
 from ..engine.edit import edit
 from ..engine.inversion import source_of
 from ..engine.words import Prompt
-from . import sockets
+from . import sockets, view
 from .host import NodeMonitor
 from .inversion import chunk_frames_input
 from .modifiers import latents_of
@@ -22,6 +22,7 @@ class WeftEditSampler(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftEditSampler",
+            **sockets.found_by("sampler", "edit video", "video to video", "v2v"),
             display_name="Edit Sampler (Weft)",
             category="Weft/sample",
             description="Makes the edit: from the source's noise, under the new prompt and the plan.",
@@ -68,7 +69,7 @@ class WeftEditSampler(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent"),
+                io.Latent.Output(display_name="latent", tooltip="For Decode Frames."),
                 io.String.Output(display_name="log", tooltip="Figures of each step as JSON, such as the gradient."),
             ],
         )
@@ -124,7 +125,8 @@ class WeftEditSampler(io.ComfyNode):
             seed=seed,
             monitor=monitor,
         )
-        return io.NodeOutput({"samples": latents}, json.dumps(monitor.records))
+        told = view.facts(records=monitor.records, steps=trajectory.schedule.steps)
+        return io.NodeOutput({"samples": latents}, json.dumps(monitor.records), ui=told)
 
 
 def _prompts(positive: list, negative: list | None) -> dict[str, Prompt]:

@@ -20,6 +20,11 @@ Fit = io.Custom("WEFT_FIT")  # how a clip was made to fit a model, and the way b
 Clip = io.Custom("WEFT_CLIP")  # both towers, to judge pictures by texts; ComfyUI's own CLIP is a text encoder
 
 
+def found_by(*words: str) -> dict[str, list[str]]:
+    """What else a node is searched for by, where ComfyUI's schemas have that."""
+    return {"search_aliases": list(words)} if "search_aliases" in getattr(io.Schema, "__dataclass_fields__", ()) else {}
+
+
 def plan_input() -> io.Input:
     return Plan.Input(
         "plan",

@@ -75,6 +75,7 @@ class WeftSTEMInversion(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftSTEMInversion",
+            **sockets.found_by("stem", "em", "expectation maximisation"),
             display_name="STEM Inversion (Weft)",
             category="Weft/invert",
             description="Inverts a clip with self-attention on a few hundred bases that all its frames share.",
@@ -88,7 +89,7 @@ class WeftSTEMInversion(io.ComfyNode):
                 *way_inputs(),
             ],
             outputs=[
-                sockets.Trajectory.Output(display_name="trajectory"),
+                sockets.Trajectory.Output(display_name="trajectory", tooltip="For Edit Sampler."),
                 sockets.Plan.Output(
                     display_name="replay",
                     tooltip="The same attention for Edit Sampler: with the source's prompt and cfg 1 it gives the clip "
@@ -120,6 +121,7 @@ class WeftSTEMAttention(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftSTEMAttention",
+            **sockets.found_by("stem", "em"),
             display_name="STEM Attention (Weft)",
             category="Weft/plan",
             description="Self-attention on a few hundred bases that all frames share, for any stage that takes a plan.",
@@ -132,7 +134,7 @@ class WeftSTEMAttention(io.ComfyNode):
                     tooltip="In an edit, all rows use the source's bases (ours), so that base k is the same in each.",
                 ),
             ],
-            outputs=[sockets.Plan.Output(display_name="plan")],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )
 
     @classmethod

@@ -13,6 +13,7 @@ class WeftPreviewWords(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftPreviewWords",
+            **sockets.found_by("fatezero", "attention map", "cross-attention"),
             display_name="Preview Words (Weft)",
             category="Weft/view",
             description="Shows where the clip's own attention puts words of its prompt, and FateZero's mask of them.",
