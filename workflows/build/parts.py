@@ -93,5 +93,4 @@ def figures(edit: Wire, **mask: Wire) -> Column:
             "WeftCompareVideos", a=wire("Source frames", "images"), b=edit, fps=wire("Source frames", "fps")
         ),
         "Evaluate": node("WeftEvaluateEdit", source=wire("Source frames", "images"), edit=edit, **mask),
-        "Figures": node("PreviewAny", source=wire("Evaluate", "text")),
     }

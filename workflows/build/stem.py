@@ -61,8 +61,7 @@ def stem(editor: str) -> Graph:
         "Replay": {
             "Replay": node("WeftEditSampler", **sample, **replayed),
             "Replayed frames": node("WeftDecodeFrames", model=model, latent=wire("Replay", "latent")),
-            "Compare": node("WeftEvaluateEdit", source=frames, edit=wire("Replayed frames")),
-            "Replay PSNR": node("PreviewAny", source=wire("Compare", "text")),
+            "Replay PSNR": node("WeftEvaluateEdit", source=frames, edit=wire("Replayed frames")),
         },
         "Method": method,
         "Edit": {
