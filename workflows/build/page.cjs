@@ -3,6 +3,7 @@
 //   {build: columns of graphs.py} -> {workflow, api}
 //   {drop: workflow, name} -> {missing, api, overlaps, spilled, bytes}
 //   {run: {input: value}} -> {overlaps, spilled}: of what was dropped last, with these values, by its Run button
+//   {act: [[verb, ...], ...]} -> {seen: what each "read" saw}: by mouse and keys on a node's widget, see VERBS
 //   {help: type of a node in the graph} -> {text}
 // stdout: the answers, in the order of the jobs.
 const { chromium } = require("playwright-core");
@@ -98,20 +99,72 @@ async function run(page, values) {
   await page.evaluate((values) => {
     for (const node of window.app.graph._nodes)
       for (const widget of node.widgets ?? []) if (widget.name in values) widget.value = values[widget.name];
+  }, values);
+  const button = page.locator('[data-testid="queue-button"]').first();
+  // A fading mask may lie over it.
+  await finished(page, () => button.evaluate((e) => (e.querySelector("button") ?? e).click()));
+  return settled(page);
+}
+
+// Waits for the end of a run that `start` begins.
+async function finished(page, start) {
+  await page.evaluate(() => {
     window.weftEnd = new Promise((done) => {
       const { api } = window.comfyAPI.api;
       for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
         api.addEventListener(kind, (e) => done([kind, e.detail]), { once: true });
     });
-  }, values);
+  });
   const queued = page.waitForResponse((r) => r.url().endsWith("/prompt") && r.request().method() === "POST");
-  const button = page.locator('[data-testid="queue-button"]').first();
-  await button.evaluate((e) => (e.querySelector("button") ?? e).click()); // a fading mask may lie over it
+  await start();
   const answer = await queued;
   if (!answer.ok()) throw new Error(`refused: ${await answer.text()}`);
   const [kind, detail] = await page.evaluate(() => window.weftEnd);
   if (kind !== "execution_success") throw new Error(`${kind}: ${detail.node_type}: ${detail.exception_message}`);
-  return settled(page);
+}
+
+// What `act` can do; places are shares of the canvas in the widget of the node with that title.
+const VERBS = {
+  click: async (page, title, x, y) => page.mouse.click(...(await placeOf(page, title, x, y))),
+  shiftClick: async (page, title, x, y) => {
+    await page.keyboard.down("Shift");
+    await page.mouse.click(...(await placeOf(page, title, x, y)));
+    await page.keyboard.up("Shift");
+  },
+  drag: async (page, title, x, y, x2, y2) => {
+    await page.mouse.move(...(await placeOf(page, title, x, y)));
+    await page.mouse.down();
+    await page.mouse.move(...(await placeOf(page, title, x2, y2)), { steps: 5 });
+    await page.mouse.up();
+  },
+  key: (page, key) => page.keyboard.press(key),
+  run: (page) => finished(page, () => page.evaluate(() => void window.app.queuePrompt(0, 1))),
+  runBy: (page, key) => finished(page, () => page.keyboard.press(key)),
+  wait: (page, seconds) => page.waitForTimeout(1000 * seconds),
+  reopen: (page) => page.evaluate(() => window.app.loadGraphData(window.app.graph.serialize())),
+  read: (page, expression) => page.evaluate(expression),
+};
+
+async function act(page, steps) {
+  const seen = [];
+  for (const [verb, ...given] of steps) {
+    const saw = await VERBS[verb](page, ...given);
+    if (verb === "read") seen.push(saw);
+  }
+  return { seen };
+}
+
+async function placeOf(page, title, x, y) {
+  const canvas = (title) => {
+    const { graph, canvas } = window.app, node = graph._nodes.find((n) => n.title === title);
+    Object.assign(canvas.ds, { scale: 0.8, offset: [300 - node.pos[0], 200 - node.pos[1]] });
+    canvas.setDirty(true, true);
+    return node.widgets.find((w) => w.name === "weft_view").element.querySelector("canvas");
+  };
+  const handle = await page.evaluateHandle(canvas, title);
+  await page.waitForTimeout(400); // until the widget has followed
+  const { left, top, width, height } = await handle.evaluate((e) => e.getBoundingClientRect().toJSON());
+  return [left + x * width, top + y * height];
 }
 
 // What overlaps once nothing grows any more.
@@ -176,6 +229,7 @@ async function main({ url, chromium: executablePath, vue, jobs, screenshot }) {
     for (const job of jobs) {
       if (job.build) results.push(await page.evaluate(build, job.build));
       else if (job.drop) results.push(await drop(page, job.drop, job.name));
+      else if (job.act) results.push(await act(page, job.act));
       else if (job.run) results.push(await run(page, job.run));
       else results.push(await help(page, job.help));
     }
