@@ -37,6 +37,11 @@ def seen(server, request):
         pytest.skip(f"NOT TESTED IN A BROWSER: {reason}")
     if request.param and json.loads(server.request("/system_stats"))["system"]["comfyui_version"].startswith("0.3."):
         pytest.skip("this frontend's Vue nodes are a trial that draws no widgets of packs")
+    return look(server, request.param)
+
+
+def look(server, vue):
+    """{what was done: what the page then held}."""
     x, y = (clip.source_clip().center[0, 0] / world.SIZE).tolist()
 
     def at(share):  # the clip is a square in the middle of a canvas that is wider than high
@@ -70,7 +75,7 @@ def seen(server, request):
         ["read", VALUES.format("Compare")],
         ["read", PROMPT],
     ]
-    _, acted = visit(server.url, [{"build": GRAPH}, {"act": acts}], vue=request.param, timeout=600)
+    _, acted = visit(server.url, [{"build": GRAPH}, {"act": acts}], vue=vue, timeout=600)
     names = ["point", "beside", "box", "ran", "reopened", "left", "right", "difference", "stepped", "kept", "prompt"]
     return dict(zip(names, acted["seen"], strict=True))
 

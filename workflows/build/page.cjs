@@ -85,7 +85,7 @@ async function drop(page, workflow, name) {
   );
   await page.dispatchEvent("#graph-canvas", "dragover", { dataTransfer: data });
   await page.dispatchEvent("#graph-canvas", "drop", { dataTransfer: data });
-  await page.waitForFunction((n) => window.app.graph._nodes.length === n, workflow.nodes.length, { timeout: 60000 });
+  await page.waitForFunction((n) => window.app.graph._nodes.length === n, workflow.nodes.length, { timeout: 240000 });
   const opened = await page.evaluate(async () => {
     const nodes = window.app.graph._nodes;
     const missing = nodes.filter((n) => !(n.type in LiteGraph.registered_node_types)).map((n) => n.type);
@@ -115,7 +115,7 @@ async function finished(page, start) {
         api.addEventListener(kind, (e) => done([kind, e.detail]), { once: true });
     });
   });
-  const queued = page.waitForResponse((r) => r.url().endsWith("/prompt") && r.request().method() === "POST");
+  const queued = page.waitForResponse((r) => r.url().endsWith("/prompt") && r.request().method() === "POST", { timeout: 240000 });
   await start();
   const answer = await queued;
   if (!answer.ok()) throw new Error(`refused: ${await answer.text()}`);
@@ -199,7 +199,7 @@ async function help(page, type) {
   }
   await button.dispatchEvent("click");
   const text = page.locator(".node-help-content");
-  await text.locator("h1").waitFor({ timeout: 60000 }); // the panel opens empty
+  await text.locator("h1").waitFor({ timeout: 240000 }); // the panel opens empty
   return { text: await text.innerText() };
 }
 
@@ -222,9 +222,9 @@ async function main({ url, chromium: executablePath, vue, jobs, screenshot }) {
     await page.route("**/api/settings", (route) =>
       route.request().method() === "GET" ? route.fulfill({ json: settings }) : route.fulfill({ json: {} }),
     );
-    await page.goto(url, { waitUntil: "domcontentloaded", timeout: 60000 });
+    await page.goto(url, { waitUntil: "domcontentloaded", timeout: 240000 });
     const ready = () => window.app?.graph && window.app.extensionManager && LiteGraph.registered_node_types.LoadVideo;
-    await page.waitForFunction(ready, null, { timeout: 60000 });
+    await page.waitForFunction(ready, null, { timeout: 240000 });
     const results = [];
     for (const job of jobs) {
       if (job.build) results.push(await page.evaluate(build, job.build));
