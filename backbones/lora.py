@@ -8,6 +8,7 @@ own: an inversion by the one is not taken for one by the other. Prompts serve bo
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 
 from ..engine.autograd import ordinary, plain_torch
 from ..engine.ports import Backbone
+from ..engine.tensor_file import free_name, read_tensors, write_tensors
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of every attention layer
 PREFIX = "unet."  # in files, as diffusers names them
@@ -92,16 +95,28 @@ def with_adapter(backbone: Backbone, adapter: Adapter) -> Backbone:
     return _finished(adapted, adapter)
 
 
-def save_adapter(adapter: Adapter, path: Path) -> None:
-    """Writes safetensors with the names that diffusers' `load_lora_weights` knows."""
-    from safetensors.torch import save_file
+def save_adapter(adapter: Adapter, path: Path) -> Path:
+    """Writes safetensors with the names that diffusers' `load_lora_weights` knows; what is there is not overwritten.
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {PREFIX + name.replace(".default", ""): w.contiguous() for name, w in adapter.weights.items()}
+    Returns:
+        The file: `path`, or if that is taken the same with a number.
+
+    Raises:
+        OSError: the disk is full, or nothing may be written there.
+    """
+    path = free_name(path)
+    weights = {PREFIX + name.replace(".default", ""): weight for name, weight in adapter.weights.items()}
     told = {"weft_model": adapter.model, "weft_rank": str(adapter.rank), "weft_about": adapter.about}
-    partial = path.with_suffix(".partial")
-    save_file(weights, partial, metadata={"format": "pt", **told})
-    partial.replace(path)  # what was there stays until the new file is whole
+    write_tensors(path, weights, told)
+    return path
+
+
+def keep_adapter(adapter: Adapter, path: Path) -> None:
+    """Saves an adapter that was just trained. A full disk is said in the log: the adapted model is still there."""
+    try:
+        log.info("the adapter is saved as '%s'", save_adapter(adapter, path))
+    except OSError as error:
+        log.error("the adapter could not be saved, and is in the adapted model alone: %s", error)
 
 
 def load_adapter(path: Path) -> Adapter:
@@ -110,18 +125,11 @@ def load_adapter(path: Path) -> Adapter:
     Raises:
         ValueError: no such file, not safetensors, or not an adapter of this pack.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise ValueError(f"no adapter '{path.name}': it is gone from its folder") from None
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"'{path.name}' is not a whole safetensors file ({error}): train it again") from error
-    if "weft_model" not in told:
+    weights, told = read_tensors(path, "adapter")
+    if "weft_model" not in told or not told.get("weft_rank", "").isdecimal():
         raise ValueError(f"'{path.name}' is not an adapter of Weft: want one that Test-Time Adaptation saved")
+    if not weights or any(int(told["weft_rank"]) not in weight.shape for weight in weights.values()):
+        raise ValueError(f"the adapter '{path.name}' is not of the rank that it says: is the file whole?")
     names = {name: name.removeprefix(PREFIX).replace(".weight", ".default.weight") for name in weights}
     weights = {names[name]: weight.float() for name, weight in weights.items()}
     return Adapter(weights, int(told["weft_rank"]), told["weft_model"], told.get("weft_about", ""))

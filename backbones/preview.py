@@ -15,6 +15,7 @@ from ..engine.ports import Backbone
 from ..engine.source import Trajectory
 
 FEW = 4  # frames that stand for a clip
+FIRST = 2  # latent frames that stand for one of a 3-D VAE
 
 
 def few(clip: Tensor, count: int = FEW) -> Tensor:
@@ -29,12 +30,15 @@ class LatentPreview:
 
     @plain_torch
     def __init__(self, backbone: Backbone, trajectory: Trajectory):
-        cells = few(trajectory.at(0))
+        clip, layout = trajectory.at(0), backbone.codec.layout
+        # Latent frames that stand for several are decoded together with those before them, and the first are quickest.
+        cells = few(clip) if layout.frames == 1 else clip[:FIRST]
         frames = backbone.codec.decode(backbone.codec.unscale(cells))
-        recolored = _recolored(frames)
-        more = backbone.codec.scale(backbone.codec.encode(recolored))
-        if len(more) == len(recolored):  # some codecs make one latent of several frames
-            cells, frames = torch.cat([cells, more]), torch.cat([frames, recolored])
+        frames = frames[[layout.span(t)[-1] for t in range(len(cells))]]
+        if layout.frames == 1:
+            recolored = _recolored(frames)
+            cells = torch.cat([cells, backbone.codec.scale(backbone.codec.encode(recolored))])
+            frames = torch.cat([frames, recolored])
         colors = F.interpolate(frames.movedim(-1, 1), cells.shape[-2:], mode="area")
         x, y = _features(cells).flatten(0, 2), rearrange(colors, "f c h w -> (f h w) c")
         # A flat frame leaves directions undetermined; a little ridge sends them to zero.

@@ -74,6 +74,7 @@ def edit(
     reserve += sum(group[0].plan.bytes(denoiser, rows, frames, tuple(size)) for group in parts.groups)
 
     def body(predict: Predict) -> Tensor:
+        run.recompute = _is_tight(denoiser, frames, tuple(size))
         for some in chunks:
             some.fit(denoiser, rows, tuple(size))
         return run.steps(predict)
@@ -96,7 +97,7 @@ class _Edit:
     seed: int
     monitor: Monitor
     kept: dict = field(default_factory=dict)
-    recompute: bool = False  # in passes with gradients, once memory has run out in one
+    recompute: bool = False  # in passes with gradients: if they would not fit, or once memory has run out in one
 
     def steps(self, predict: Predict) -> Tensor:
         """[F, C, h, w] of the edit after all steps."""
@@ -226,6 +227,12 @@ class _Edit:
 
     def _kept(self, part: Part) -> dict:
         return self.kept.setdefault(tuple(map(id, part.plan.controls)), {})
+
+
+def _is_tight(denoiser: Denoiser, frames: int, size: tuple[int, int]) -> bool:
+    """Whether a pass with gradients is too large for all the memory there is, by the model's own reckoning."""
+    free = denoiser.free()
+    return free is not None and denoiser.bytes(1, frames, size, grad=True) > free
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:

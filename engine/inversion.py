@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -17,6 +18,7 @@ from .evaluate import Chunks, evaluate_with
 from .monitor import SILENT, Monitor
 from .plan import PLAIN, EditPlan, name_of
 from .ports import Backbone, Predict
+from .resume import Resume
 from .seeds import generator_for
 from .source import Inverted, Noised
 from .words import SOURCE, Prompt
@@ -40,6 +42,7 @@ def invert(
     chunk_frames: int = 0,
     edit_steps: int = 0,
     budget: int = BUDGET,
+    resume: Path | None = None,
     monitor: Monitor = SILENT,
 ) -> Inverted:
     """DDIM inversion of a clip under its own prompt, without guidance.
@@ -59,11 +62,13 @@ def invert(
         edit_steps: of the edit, if it is to take fewer steps than the inversion: every so many levels are kept. Must
             divide `steps`; 0: as many.
         budget: bytes the trajectory may take in main memory.
+        resume: a folder in which every step is kept: run again, whatever stopped it, only the missing steps are
+            evaluated, and the bits are the same. It takes a little more than the trajectory; nothing there is deleted.
         monitor: progress and cancel.
 
     Raises:
-        ValueError: bad latents, steps or convention, a prompt of another model, a trajectory over the budget, or
-            latents that become NaN.
+        ValueError: bad latents, steps or convention, a prompt of another model, a trajectory over the budget, latents
+            that become NaN, or a plan that cannot be resumed.
     """
     if convention not in get_args(Convention):
         raise ValueError(f"no inversion convention '{convention}': want 'warm_start' or 'paper'")
@@ -86,7 +91,11 @@ def invert(
     chunks = Chunks.asked(denoiser, len(clean), chunk_frames, plan)
     plan.check(Noised(clean, torch.zeros(()), schedule, prompt), denoiser, None)
     levels = torch.empty(kept.steps + 1, *clean.shape)
+    levels[0] = clean
     run = Run(steps=steps, monitor=monitor)
+    bits = (denoiser.fingerprint, denoiser.device.type, clean, schedule, prompt.cond, convention, evaluations, plan)
+    saved = Resume.of(bits, resume, every)
+    done, *state = saved.read(levels)
 
     def evaluate(predict: Predict, x: Tensor, level: int, image: Tensor | None) -> Tensor:
         at = replace(run, step=steps - level)
@@ -97,8 +106,8 @@ def invert(
         chunks.fit(denoiser, 1, tuple(clean.shape[-2:]))
         z = clean.to(denoiser.device)
         network = partial(evaluate, predict, image=z if denoiser.sees_source else None)
-        levels[0], output = clean, None
-        for level in range(1, steps + 1):
+        z, output = (z, None) if not done else (t.to(denoiser.device) for t in state)
+        for level in range(done + 1, steps + 1):
             if convention == "paper":
                 output = network(z, level)
                 z = schedule.step(z, output, level - 1, level)
@@ -110,11 +119,13 @@ def invert(
             _require_finite(z, f"inversion became NaN or infinite at step {level} of {steps}: load in float32")
             if level % every == 0:
                 levels[level // every] = z
+            saved.write(level, z, output)
             monitor.progress(level, steps, levels[0])
 
     size = tuple(clean.shape[-2:])
     reserve = denoiser.bytes(1, chunks.size, size) + plan.bytes(denoiser, 1, len(clean), size)
-    denoiser.session([prompt], clean, schedule, body, reserve=reserve)
+    if done < steps:
+        denoiser.session([prompt], clean, schedule, body, reserve=reserve)
     trajectory = Inverted(levels, kept, prompt, convention, denoiser.fingerprint)
     log.info("inverted %d frames in %d steps (%s): std(z_T) %.3f", len(clean), steps, convention, trajectory.noise_std)
     return trajectory

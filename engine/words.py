@@ -75,7 +75,9 @@ class Prompt:
     cond: Mapping[str, Any]
     text: str
     encoder: str  # fingerprint of the text encoder that made it
-    tokens: tuple[str, ...] = ()  # [L] the text at each position, a space after a word's end; "" where there is none
+    # [L] the text at each position, a space after a word's end; "" where there is none. Where a position ends within a
+    # character, its bytes are as `surrogateescape` decodes them.
+    tokens: tuple[str, ...] = ()
     frames: int = 1  # 1: for all frames alike; else a text for each of so many
 
     def select(self, positions: Sequence[int]) -> Prompt:
@@ -85,6 +87,13 @@ class Prompt:
         at = list(positions)
         cond = {k: v[at] if isinstance(v, Tensor) and len(v) == self.frames else v for k, v in self.cond.items()}
         return replace(self, cond=cond, frames=len(at))
+
+
+def require_text(text: str) -> None:
+    """ValueError for what is no text: half of a surrogate pair, which no file, no screen and no tokenizer takes."""
+    at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+    if at is not None:
+        raise ValueError(f"character {at + 1} of a text is half of one (a lone surrogate): type that place again")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Operators that never hold what they only pass through. Each has a reference, a chunked torch and a Triton form."""
 
 from .attention_map import attention_map, map_distance
-from .em import em_attention, em_bases, em_step, em_values
+from .em import em_attention, em_bases, em_means, em_step, em_values
 from .gather_attention import gather_attention
 from .lists import Lists
 from .merged_attention import merged_attention
@@ -14,6 +14,7 @@ __all__ = [
     "attention_map",
     "em_attention",
     "em_bases",
+    "em_means",
     "em_step",
     "em_values",
     "gather_attention",

@@ -51,9 +51,14 @@ def candidates(
     scales = {"guidance": guidance, "image_guidance": image_guidance}
     edits = []
     for i in range(count):
-        trajectory = add_noise(backbone, latents, empty, steps=steps, seed=seed + i)
+        trajectory = add_noise(backbone, latents, empty, steps=steps, seed=seed_of(seed, i))
         edits.append(edit(backbone, trajectory, instruction, monitor=_Share(monitor, i, count), **scales))
     return backbone.codec.decode(torch.cat(edits))
+
+
+def seed_of(first: int, i: int) -> int:
+    """The seed of the i-th candidate; after the largest of 64 bits comes 0."""
+    return (first + i) % 2**64
 
 
 class _Share(Monitor):

@@ -12,13 +12,17 @@ alike; `merge` takes each frame from the worker that owns it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .gather_swap import spread
+
+AGREE = (
+    2 / 255
+)  # mean difference of a frame that two workers edited; 8-bit transport makes 0.5, a wrong part 5 and more
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Chunk:
     frames: tuple[int, ...]  # in order, its own and the group's
     own: tuple[int, ...]
     group: tuple[int, ...]  # where in `frames` the group's are
+    plan: ChunkPlan  # that it is a part of
 
     @property
     def kept(self) -> list[int]:
@@ -52,7 +57,7 @@ class ChunkPlan:
         start = index * base + min(index, longer)
         own = tuple(range(start, start + base + (index < longer)))
         frames = tuple(sorted({*own, *self.group}))
-        return Chunk(index, frames, own, tuple(frames.index(g) for g in self.group))
+        return Chunk(index, frames, own, tuple(frames.index(g) for g in self.group), self)
 
     def require(self, frames: Tensor, what: str) -> None:
         """Refuses frames [F, ...] that are not the whole clip's."""
@@ -111,20 +116,41 @@ def merge(plan: ChunkPlan, frames: Tensor, order: Sequence[int] | None = None) -
         order: which chunk comes when; by default 0, 1, 2, ...
 
     Raises:
-        ValueError: a chunk is missing or comes twice, or the frames are not those of all chunks.
+        ValueError: a chunk is missing or comes twice, the frames are not those of all chunks, or a chunk's frames of
+            the group are not the others'.
     """
     order = range(plan.chunks) if order is None else order
     if sorted(order) != list(range(plan.chunks)):
         raise ValueError(f"want every chunk once, 0 to {plan.chunks - 1} in any order, got {list(order)}")
-    chunks = [plan.chunk(i) for i in order]
-    if (want := sum(len(c.frames) for c in chunks)) != len(frames):
+    sizes = [len(plan.chunk(i).frames) for i in order]
+    if sum(sizes) != len(frames):
         raise ValueError(
-            f"the {plan.chunks} chunks have {want} frames with those of the group, and {len(frames)} came: "
+            f"the {plan.chunks} chunks have {sum(sizes)} frames with those of the group, and {len(frames)} came: "
             "connect all that every worker edited, one worker after another"
         )
-    clip = frames.new_empty(plan.frames, *frames.shape[1:])
-    for chunk, part in zip(chunks, frames.split([len(c.frames) for c in chunks])):
+    return merge_parts(plan, dict(zip(order, frames.split(sizes))))
+
+
+def merge_parts(plan: ChunkPlan, parts: Mapping[int, Tensor]) -> Tensor:
+    """The clip, from each chunk's edited frames by its index.
+
+    Every worker edits the group's frames, and alike: so a chunk that is not what it is said to be shows there.
+
+    Raises:
+        ValueError: a chunk's frames of the group are not those of the chunk that owns them.
+    """
+    clip = parts[0].new_empty(plan.frames, *parts[0].shape[1:])
+    for index, part in parts.items():
+        chunk = plan.chunk(index)
         clip[list(chunk.own)] = part[chunk.kept]
+    for index, part in parts.items():
+        at = list(plan.chunk(index).group)
+        apart = (part[at] - clip[list(plan.group)]).abs().flatten(1).mean(1).max().item()
+        if apart > AGREE:
+            raise ValueError(
+                f"chunk {index} is not what the others are parts of: its frames of the group differ by "
+                f"{255 * apart:.1f} of 255. Chunks were swapped or doubled, or a worker has another model, text or seed"
+            )
     return clip
 
 

@@ -137,7 +137,8 @@ class FateZero(Control):
             return evaluate(evaluation)  # an inversion: nothing to fuse
         source = evaluation.prompt(SOURCE)
         fused = {row: self._fused(source, evaluation.prompt(row)) for row in edits}
-        tokens, weights = ({row: pair[i] for row, pair in fused.items()} for i in (0, 1))
+        device = evaluation.latents.device  # once a step: every layer's upload would make the GPU wait
+        tokens, weights = ({row: pair[i].to(device) for row, pair in fused.items()} for i in (0, 1))
         return evaluate(evaluation.share(self, Fusion(tokens, weights, self._words(evaluation, evaluate))))
 
     def _words(self, evaluation: Evaluation, evaluate: Callable[[Evaluation], Tensor]) -> dict[int, Tensor] | None:

@@ -21,7 +21,7 @@ rule lets it fade to 0, where it still takes its share of each softmax; how many
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, get_args
 
@@ -32,7 +32,8 @@ from torch import Tensor
 from ..engine.call import Attend, Call, Evaluation
 from ..engine.plan import Control, Needs, Slot
 from ..engine.seeds import generator_for
-from ..kernels import em_step, em_values
+from ..kernels import em_means, em_step
+from ..kernels.em import MAX_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -133,37 +134,37 @@ class STEMAttention(Control):
         """(keys, values [R, H, K, D], mass [R or 1, H, K])"""
         k, v = (rearrange(x, "r f h m d -> r h (f m) d") for x in (call.k, call.v))
         read = rearrange(call.source.k, "r f h m d -> r h (f m) d") if self.shared else k
-        before, bases, mass = self._estimated(read, call)
-        keys = self._means(read, k, before) if self.shared or torch.is_grad_enabled() else bases
-        return keys, self._means(read, v, before), mass
+        (keys, values), mass = self._summed_up(read, (k, v), call)
+        return keys, values, mass
 
     def _bases_of_layer(self, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """The same by EM over the tokens that keys are projected from; mass [R or 1, 1, K]."""
         flat = [rearrange(x, "r f m c -> r (f m) c") for x in (call.key_tokens, call.tokens)]
         read = rearrange(call.source.tokens, "r f m c -> r (f m) c") if self.shared else flat[0]
-        before, bases, mass = self._estimated(read, call)
         alike = call.tokens is call.key_tokens
-        of_keys = self._means(read, flat[0], before) if self.shared or torch.is_grad_enabled() else bases
-        of_values = of_keys if alike else self._means(read, flat[1], before)
-        k, v = call.project(of_keys[:, None].to(call.tokens.dtype))
+        means, mass = self._summed_up(read, flat[:1] if alike else flat, call)
+        k, v = call.project(means[0][:, None].to(call.tokens.dtype))
         if not alike:
-            _, v = call.project(of_values[:, None].to(call.tokens.dtype))
+            _, v = call.project(means[1][:, None].to(call.tokens.dtype))
         return k[:, 0], v[:, 0], mass[:, None]
 
-    def _estimated(self, tokens: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-        """(bases before the last round, bases, mass) for tokens [R, ..., n, D]"""
+    def _summed_up(self, tokens: Tensor, values: Sequence[Tensor], call: Call) -> tuple[Sequence[Tensor], Tensor]:
+        """(the bases' means [R, ..., K, W] of each of some values [R, ..., n, W], mass), by EM over tokens
+        [R or 1, ..., n, D]. All values are one sweep, where that is not too wide for the kernel."""
         tokens = tokens.detach()  # nearly hard choices: their slope at temperature 0.01 would drown every other
+        numbers = {"temperature": self.temperature, "eps": EPS}
         bases = self._start(tokens, generator_for(self.seed, call.run.step, call.site.layer))
-        for _ in range(self.iterations):
+        for _ in range(self.iterations - 1):
             call.run.monitor.check()
-            before = bases
-            bases, mass = em_step(tokens, before, temperature=self.temperature, eps=EPS, keep_dead=False)
-        return before, bases, mass
-
-    def _means(self, tokens: Tensor, values: Tensor, before: Tensor) -> Tensor:
-        """Of values [R, ..., n, W], by the responsibilities that `tokens` gave in the last round."""
-        tokens, before = (x.expand(len(values), *x.shape[1:]) for x in (tokens.detach(), before))
-        return em_values(tokens, values, before, temperature=self.temperature, eps=EPS)
+            bases, _ = em_step(tokens, bases, keep_dead=False, **numbers)
+        call.run.monitor.check()
+        tokens, bases = (x.expand(len(values[0]), *x.shape[1:]) for x in (tokens, bases))
+        widths = [v.shape[-1] for v in values]
+        if sum(widths) > MAX_SIZE:
+            means, masses = zip(*(em_means(tokens, v, bases, **numbers) for v in values))
+            return means, masses[0]
+        means, mass = em_means(tokens, torch.cat(list(values), -1), bases, **numbers)
+        return means.split(widths, -1), mass
 
     def _start(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
         """[R, ..., K, D]; rows and heads draw the same tokens, and rows the same noise."""

@@ -1,7 +1,8 @@
 """STR-Match: the edit's spatio-temporal relevance score is pulled towards the source's.
 
     paper    STR-Match, Lee et al. 2025, equations 2-5 and Algorithm 1
-    needs    a model with spatial and temporal self-attention side by side; the source's trajectory
+    needs    a model with spatial and temporal self-attention side by side, or with attention over the whole clip at
+             once; the source's trajectory
     gives    a Control that acts before a step
     differs  the source's score is recomputed at the target's noise level (`source_score="recompute"`) instead of stored
              from the inversion, which holds gigabytes; sums of row cosines, because one cosine over everything has a
@@ -10,16 +11,20 @@
 Before each step, one step of gradient descent on the latent of the edit:
 
     z <- z - strength * grad_z L(score(source), score(z)),    L = - sum over tokens of their rows' cosine
+
+Of a layer that attends over the whole clip at once, which the paper does not define, the spatial maps are the softmax
+over a frame's own tokens and the temporal ones that over one place in all frames ("factorised"), or its attention is
+taken as it is ("direct", see `str_direct`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..engine.call import Call
@@ -27,6 +32,7 @@ from ..engine.plan import Control, Step
 from ..engine.source import Trajectory
 from ..engine.words import Model, Prompt, Site
 from ..kernels import map_distance, reduce_rows, str_rows
+from .str_direct import direct_rows
 
 Reduction = Literal["row_sum", "frame", "layer", "global"]
 StepMode = Literal["sgd", "relative"]
@@ -34,6 +40,7 @@ Heads = Literal["mean", "per_head"]
 Levels = Literal["all_but_finest", "all"]
 SourceScore = Literal["recompute", "inversion"]
 Score = Literal["str", "maps"]
+Joint = Literal["factorised", "direct"]
 Pair = tuple[Call, Call]  # the spatial and the temporal call of one block, of one row
 
 PAPER_STRENGTH = 0.01
@@ -57,6 +64,7 @@ class STRLatentOptimizer(Control):
         start, end: share of the run in which the latent is optimised, 0..1.
         source_score: "recompute" the source's score at the target's noise level, or read it as the paper stores it
             from the "inversion", one level cleaner.
+        joint: of models that attend over the whole clip at once: "factorised" maps, or the attention "direct".
         score: "str", or "maps": the paper's baseline, squared distance of the spatial and temporal maps themselves
             (its strength there is 0.08).
 
@@ -74,6 +82,7 @@ class STRLatentOptimizer(Control):
     end: float = 1.0
     source_score: SourceScore = "recompute"
     score: Score = "str"
+    joint: Joint = "factorised"
 
     def __post_init__(self):
         if not self.strength >= 0:
@@ -83,7 +92,7 @@ class STRLatentOptimizer(Control):
         if not 0 <= self.start <= self.end <= 1:
             raise ValueError(f"want 0 <= start <= end <= 1, shares of the run, got {self.start} and {self.end}")
         kinds = {"reduction": Reduction, "step_mode": StepMode, "heads": Heads, "levels": Levels}
-        for name, kind in {**kinds, "source_score": SourceScore, "score": Score}.items():
+        for name, kind in {**kinds, "source_score": SourceScore, "score": Score, "joint": Joint}.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"no {name} '{getattr(self, name)}': want one of {', '.join(get_args(kind))}")
 
@@ -116,12 +125,14 @@ class STRLatentOptimizer(Control):
         if self.score == "maps":
             return sum(_map_distance(s, t) for s, t in zip(source, target))
         per_head = self.heads == "per_head"
-        rows = partial(str_rows, neighbours=self.neighbours, per_head=per_head)
-        statistics = [
-            rows(*score_inputs(s, per_head), *score_inputs(t, per_head), scale=t[0].scale)
-            for s, t in zip(source, target)
-        ]
-        return reduce_rows(statistics, self.reduction)
+
+        def rows(s: Pair, t: Pair) -> Tensor:
+            how = {"neighbours": self.neighbours, "per_head": per_head}
+            if self.joint == "direct" and t[0].site.kind == "joint":
+                return direct_rows(s[0], t[0], **how)
+            return str_rows(*score_inputs(s, per_head), *score_inputs(t, per_head), scale=t[0].scale, **how)
+
+        return reduce_rows([rows(s, t) for s, t in zip(source, target)], self.reduction)
 
     def _gradient(self, loss: Tensor, z: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(loss * HALF_LOSS_SCALE if self._tiny() else loss, z)
@@ -143,7 +154,9 @@ class STRLatentOptimizer(Control):
 
 
 def site_pairs(model: Model, levels: Levels = "all_but_finest") -> list[tuple[Site, Site]]:
-    """Spatial self-attention sites with the temporal one of the same block, in running order.
+    """Spatial self-attention sites with the temporal one of the same block, in running order; a site that attends over
+    the whole clip at once is both. Such models have no finest level: for them "all_but_finest" is every second layer of
+    the middle half.
 
     Raises:
         ValueError: the model has no such pair at these levels.
@@ -152,6 +165,9 @@ def site_pairs(model: Model, levels: Levels = "all_but_finest") -> list[tuple[Si
     for site in model.sites:
         if site.kind == "temporal":
             temporal.setdefault(site.block, site)  # of two temporal layers in a block, the first (the paper has one)
+    joint = [(s, s) for s in model.sites if s.kind == "joint"]
+    if joint:
+        return joint if levels == "all" else joint[len(joint) // 4 : len(joint) - len(joint) // 4 : 2]
     pairs = [(s, temporal[s.block]) for s in model.sites if s.kind == "spatial" and s.block in temporal]
     if not pairs:
         raise ValueError(
@@ -175,15 +191,29 @@ def score_inputs(pair: Pair, per_head: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(q, k [F, H, N, D], temporal maps [N, F, F] or [H, N, F, F]) of one clip."""
     spatial, temporal = pair
     maps = _temporal_maps(temporal)
-    return spatial.q[0], spatial.k[0], maps.transpose(0, 1) if per_head else maps.mean(1)
+    return *_over(spatial, "spatial"), maps.transpose(0, 1) if per_head else maps.mean(1)
+
+
+def _over(call: Call, kind: str) -> tuple[Tensor, Tensor]:
+    """q, k of one clip as spatial attention [F, H, N, D] or as temporal one [N, H, F, D] has them."""
+    if call.site.kind != "joint":
+        return call.q[0], call.k[0]
+    frames, h, w = call.grid
+    to = "h (f n) d -> f h n d" if kind == "spatial" else "h (f n) d -> n h f d"
+    return tuple(rearrange(x[0, 0, :, -frames * h * w :], to, f=frames) for x in (call.q, call.k))
 
 
 def _temporal_maps(call: Call) -> Tensor:
-    """[N, H, F, F] softmax maps in float32; small, so they are simply made."""
-    q, k = (x[0].float() if x.dtype in (torch.float16, torch.bfloat16) else x[0] for x in (call.q, call.k))
-    return (q @ k.transpose(-1, -2) * call.scale).softmax(-1)
+    """[N, H, F, F] softmax maps in float32, with what the layer adds to its logits; small, so they are simply made."""
+    q, k = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in _over(call, "temporal"))
+    logits = q @ k.transpose(-1, -2) * call.scale
+    return (logits if call.bias is None else logits + call.bias[0].to(logits)).softmax(-1)
 
 
 def _map_distance(source: Pair, target: Pair) -> Tensor:
     """Squared distance of head-mean spatial and temporal maps: the baseline of the paper's ablation."""
-    return sum(map_distance(s.q[0], s.k[0], t.q[0], t.k[0], scale=t.scale) for s, t in zip(source, target))
+    (s, s_time), (t, t_time) = source, target
+    spatial = map_distance(*_over(s, "spatial"), *_over(t, "spatial"), scale=t.scale)
+    if t_time.bias is not None:
+        return spatial + (_temporal_maps(s_time).mean(1) - _temporal_maps(t_time).mean(1)).square().sum()
+    return spatial + map_distance(*_over(s_time, "temporal"), *_over(t_time, "temporal"), scale=t_time.scale)

@@ -54,6 +54,8 @@ def score_frames(
         raise ValueError(f"want x, y and noise in 0..1, got {x}, {y} and {noise}")
     level = max(1, round(noise * trajectory.schedule.steps))
     heat = score_heat(backbone, trajectory, (x, y), level, levels=levels, neighbours=neighbours)
+    layout = backbone.denoiser.layout
+    heat = heat[[t for t in range(len(heat)) for _ in layout.span(t)]]  # a latent frame may be several of the clip
     return paint_heat(backbone.codec.decode(backbone.codec.unscale(trajectory.at(0))), heat, (x, y))
 
 

@@ -7,6 +7,7 @@ Every L below is the number of tokens a model takes, the same for all its prompt
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -24,6 +25,9 @@ class TokenMap:
     taken: Tensor  # [L, L]
     kept: Tensor  # [L]
 
+    def to(self, device: torch.device) -> TokenMap:
+        return TokenMap(self.taken.to(device), self.kept.to(device))
+
 
 def words_of(prompt: Prompt) -> list[tuple[str, list[int]]]:
     """The prompt's words in order, each with the positions of its tokens.
@@ -38,16 +42,24 @@ def words_of(prompt: Prompt) -> list[tuple[str, list[int]]]:
         if piece:
             text, places = text + piece, [*places, at]
             if piece.endswith(" "):
-                words.append((text.strip().lower(), places))
+                words.append((_alike(text), places))
                 text, places = "", []
-    return words + ([(text.lower(), places)] if places else [])
+    return words + ([(_alike(text), places)] if places else [])
 
 
 def positions(prompt: Prompt, word: str) -> list[int]:
-    """Of all tokens of a word, wherever it stands in the prompt. ValueError if it does not."""
-    words = words_of(prompt)
-    if found := [at for text, places in words if text == word.strip().lower() for at in places]:
-        return found
+    """Of all tokens of a word, wherever it stands in the prompt; or of words in a row that make it up, as a tokenizer
+    may cut "t-shirt" and "2024".
+
+    Raises:
+        ValueError: it is not there.
+    """
+    words, wanted = words_of(prompt), _alike(word)
+    for most in (1, len(words)):
+        runs = [words[i:j] for i in range(len(words)) for j in range(i + 1, min(i + most, len(words)) + 1)]
+        found = [run for run in runs if "".join(text for text, _ in run) == wanted]
+        if found:
+            return sorted({at for run in found for _, places in run for at in places})
     raise ValueError(
         f"the prompt '{prompt.text}' does not have the word '{word}': its words are {', '.join(w for w, _ in words)}"
     )
@@ -114,6 +126,12 @@ def read_factors(text: str) -> tuple[tuple[str, float], ...]:
         return tuple((word.strip(), float(factor)) for word, factor in pairs)
     except ValueError:
         raise ValueError(f"want words with factors, as in 'square=2, red=0.5', got '{text}'") from None
+
+
+def _alike(text: str) -> str:
+    """A word without case and spaces, its accents written in one way, and its characters put together again."""
+    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return unicodedata.normalize("NFC", "".join(whole.split())).lower()
 
 
 def _after(ends: Sequence[int], length: int) -> list[tuple[int, int]]:

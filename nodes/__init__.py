@@ -11,9 +11,12 @@ log = logging.getLogger(__name__)
 
 NODES = {  # module -> nodes in it
     "load": ("WeftLoadModel",),
+    "animatediff": ("WeftLoadAnimateDiff",),
+    "prompt": ("WeftLoadPrompt",),
     "frames": ("WeftEncodePrompt", "WeftEncodeFrames", "WeftDecodeFrames"),
     "prepare": ("WeftPrepareClip", "WeftRestoreClip"),
     "inversion": ("WeftDDIMInversion",),
+    "trajectory": ("WeftSaveTrajectory", "WeftLoadTrajectory"),
     "stem": ("WeftSTEMInversion", "WeftSTEMAttention"),
     "str_match": ("WeftSTRLatentOptimizer", "WeftPreviewSTRScore"),
     "correspondence": ("WeftCorrespondence", "WeftPreviewCorrespondence", "WeftCorrespondenceAttention"),
@@ -27,7 +30,7 @@ NODES = {  # module -> nodes in it
     "clip": ("WeftLoadCLIP",),
     "adaptation": ("WeftEditCandidates", "WeftTestTimeAdaptation", "WeftLoadAdapter"),
     "gather_swap": ("WeftGatherSwapAttention",),
-    "chunks": ("WeftChunkPlan", "WeftChunkSelect", "WeftChunkMerge"),
+    "chunks": ("WeftChunkPlan", "WeftChunkSelect", "WeftChunkStamp", "WeftChunkMerge"),
     "sampling": ("WeftEditSampler",),
     "coupled_flow": ("WeftCoupledEdit",),
     "masks": ("WeftLoadSAM", "WeftSAMMask", "WeftTextToBoxes", "WeftTrackMask"),
@@ -38,6 +41,7 @@ NODES = {  # module -> nodes in it
 
 class WeftExtension(ComfyExtension):
     async def get_node_list(self) -> list[type]:
+        from .guard import guarded
         from .sample import put_sample  # it asks ComfyUI where its folders are
 
         put_sample()  # here, because not every ComfyUI calls `on_load`
@@ -45,7 +49,7 @@ class WeftExtension(ComfyExtension):
         for module, names in NODES.items():
             try:
                 imported = import_module(f".{module}", __name__)
-                nodes += [getattr(imported, name) for name in names]
+                nodes += [guarded(getattr(imported, name)) for name in names]
             except Exception:  # whatever it is, it must not take the other nodes with it
                 log.exception("Weft: the nodes %s are missing, because '%s' could not be imported", names, module)
         return nodes

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,11 +8,12 @@ import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
 from ..backbones import lora
-from ..backbones.files import stamp, walk
+from ..backbones.files import found
 from ..measure import clip_direction
 from ..methods import adaptation, candidates
 from . import sockets
 from .host import NodeMonitor
+from .menus import chosen, file_for, stamp_of
 
 NONE = "(none found: train one with Test-Time Adaptation)"
 FOLDER = "loras"  # of ComfyUI's output, where its own training puts them, and of its models
@@ -22,18 +22,14 @@ FOLDER = "loras"  # of ComfyUI's output, where its own training puts them, and o
 def adapter_files() -> dict[str, Path]:
     """Names as the menu shows them -> files."""
     folders = [Path(folder_paths.get_output_directory(), FOLDER), *map(Path, folder_paths.get_folder_paths(FOLDER))]
-    return {str(p.relative_to(f)): p for f in reversed(folders) for p in walk(f) if p.suffix == ".safetensors"}
+    return found(folders, lambda file: file if file.suffix == ".safetensors" else None)
 
 
 def keeper(name: str) -> Callable[[lora.Adapter], None]:
     """Saves an adapter under a name; without one, does nothing. ValueError for what is not a plain name."""
     if not name.strip():
         return lambda adapter: None
-    if not re.fullmatch(r"\w[\w .-]*", name.strip()):
-        raise ValueError(f"want a plain file name of letters, digits, dots and dashes to save as, got '{name}'")
-    return partial(
-        lora.save_adapter, path=Path(folder_paths.get_output_directory(), FOLDER, f"{name.strip()}.safetensors")
-    )
+    return partial(lora.keep_adapter, path=file_for(name, folder=FOLDER))
 
 
 class WeftEditCandidates(io.ComfyNode):
@@ -139,7 +135,9 @@ class WeftEditCandidates(io.ComfyNode):
             scores = clip_direction.scores(clip, source, found, direction)
             choice, told = clip_direction.best(scores), clip_direction.told(scores)
         edited = candidates.choose(found, choice)
-        return io.NodeOutput(found, edited, source, seed + choice, told, ui=ui.PreviewImage(found, cls=cls))
+        return io.NodeOutput(
+            found, edited, source, candidates.seed_of(seed, choice), told, ui=ui.PreviewImage(found, cls=cls)
+        )
 
 
 class WeftTestTimeAdaptation(io.ComfyNode):
@@ -180,7 +178,8 @@ class WeftTestTimeAdaptation(io.ComfyNode):
                     "save_as",
                     default="",
                     optional=True,
-                    tooltip="A name to save the adapter under, also if the training is cancelled. Empty: not saved.",
+                    tooltip="A name to save the adapter under, also if the training is cancelled. A name that is taken "
+                    "gets a number. Empty: not saved.",
                 ),
             ],
             outputs=[
@@ -232,11 +231,9 @@ class WeftLoadAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, adapter):
-        return stamp(adapter_files().get(adapter))
+        return stamp_of(adapter_files(), adapter)
 
     @classmethod
     def execute(cls, model, adapter):
-        files = adapter_files()
-        if adapter not in files:
-            raise ValueError(f"no adapter '{adapter}': found {', '.join(files) or 'none'} (press R to look again)")
-        return io.NodeOutput(lora.with_adapter(model, lora.load_adapter(files[adapter])))
+        file = chosen(adapter_files(), adapter, "adapter")
+        return io.NodeOutput(lora.with_adapter(model, lora.load_adapter(file)))

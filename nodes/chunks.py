@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
+from ..methods import chunk_stamp
 from ..methods import chunks as cut
 from . import sockets
 
@@ -61,6 +62,28 @@ class WeftChunkSelect(io.ComfyNode):
         return io.NodeOutput(*cut.select(chunks, index, images, mask))
 
 
+class WeftChunkStamp(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftChunkStamp",
+            display_name="Chunk Stamp (Weft)",
+            category="Weft/chunks",
+            description="Marks an edited part with its number, so that Chunk Merge can prove that all of them came.",
+            inputs=[
+                io.Image.Input("images", tooltip="The edited part, from Decode Frames."),
+                sockets.Chunk.Input("chunk", tooltip="Which part it is, from Chunk Select."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="With one frame more, for a collector or Chunk Merge.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, chunk):
+        return io.NodeOutput(chunk_stamp.stamped(images, chunk))
+
+
 class WeftChunkMerge(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -85,4 +108,4 @@ class WeftChunkMerge(io.ComfyNode):
 
     @classmethod
     def execute(cls, chunks, images, order=""):
-        return io.NodeOutput(cut.merge(chunks, images, cut.read_order(order)))
+        return io.NodeOutput(chunk_stamp.merge_proven(chunks, images, cut.read_order(order)))

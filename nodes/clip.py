@@ -5,26 +5,23 @@ from pathlib import Path
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..backbones.files import stamp, walk
+from ..backbones.files import found
 from ..backbones.memory import ComfyMemory
 from ..vision.clip import is_clip, load_clip
 from . import sockets
+from .menus import chosen, stamp_of
 
 NONE = "(none found: put a CLIP folder into models/clip)"
+CONFIG = "config.json"
 FOLDERS = "text_encoders"  # ComfyUI's name for models/text_encoders and models/clip
 TOYS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
 
 
 def clips() -> dict[str, Path]:
     """Names as the menu shows them -> transformers folders of whole CLIPs; text encoders alone are left out."""
-    found = [
-        (Path(root), path.parent)
-        for root in folder_paths.get_folder_paths(FOLDERS)
-        for path in walk(Path(root))
-        if path.name == "config.json" and is_clip(path.parent)
-    ]
     toys = {f"toyworld/{p.parent.name}": p.parent for p in TOYS.glob("clip/config.json")}
-    return toys | {str(folder.relative_to(root)): folder for root, folder in reversed(found)}
+    roots = map(Path, folder_paths.get_folder_paths(FOLDERS))
+    return toys | found(roots, lambda file: file.parent if file.name == CONFIG and is_clip(file.parent) else None)
 
 
 class WeftLoadCLIP(io.ComfyNode):
@@ -49,11 +46,8 @@ class WeftLoadCLIP(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model):
-        return stamp(clips().get(model))
+        return stamp_of(clips(), model)
 
     @classmethod
     def execute(cls, model):
-        folders = clips()
-        if model not in folders:
-            raise ValueError(f"no model '{model}': found {', '.join(folders) or 'none'} (press R to look again)")
-        return io.NodeOutput(load_clip(folders[model], name=model, memory=ComfyMemory()))
+        return io.NodeOutput(load_clip(chosen(clips(), model), name=model, memory=ComfyMemory()))

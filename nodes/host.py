@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
@@ -21,6 +22,11 @@ def tell(event: str, **told: object) -> None:
     """Sends the page that queued this run a message of the node that is running."""
     page = PromptServer.instance
     page.send_sync(event, {"node": page.last_node_id, **told}, page.client_id)
+
+
+def clip_tokenizer() -> Path:
+    """The folder of ComfyUI's own copy of CLIP's tokenizer."""
+    return Path(comfy.model_management.__file__).with_name("sd1_tokenizer")
 
 
 class NodeMonitor(Recording):

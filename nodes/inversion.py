@@ -8,6 +8,7 @@ from ..engine.inversion import Convention, invert
 from . import sockets
 from .host import NodeMonitor
 from .modifiers import latents_of
+from .trajectory import resume_folder, resume_input
 
 
 def chunk_frames_input() -> io.Input:
@@ -76,6 +77,7 @@ class WeftDDIMInversion(io.ComfyNode):
                     tooltip="Steps of the edit, if it is to take fewer than the inversion; must divide its steps. "
                     "COVE: 50 of 100. 0: as many.",
                 ),
+                resume_input(),
             ],
             outputs=[sockets.Trajectory.Output(display_name="trajectory", tooltip="For Edit Sampler.")],
         )
@@ -92,6 +94,7 @@ class WeftDDIMInversion(io.ComfyNode):
         evaluations=1,
         chunk_frames=0,
         edit_steps=0,
+        resume=False,
     ):
         trajectory = invert(
             model,
@@ -103,6 +106,7 @@ class WeftDDIMInversion(io.ComfyNode):
             plan=sockets.plan_or_empty(plan),
             chunk_frames=chunk_frames,
             edit_steps=edit_steps,
+            resume=resume_folder(resume),
             monitor=NodeMonitor(steps),
         )
         return io.NodeOutput(trajectory)

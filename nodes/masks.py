@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
-from ..backbones.files import stamp, walk
+from ..backbones.files import found
 from ..backbones.memory import ComfyMemory
 from ..vision.detector import load_detector
 from ..vision.find import find
@@ -18,49 +17,32 @@ from ..vision.segment import Choice, segment
 from ..vision.track import WhenLost, track
 from . import sockets, view
 from .host import NodeMonitor
+from .menus import chosen, roots, stamp_of
 
 TOYS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
+CONFIG = "config.json"
 SAM_FOLDERS = ("sams", "sam2")
 DETECTOR_FOLDERS = ("grounding-dino", "groundingdino", "owlv2")
 NO_SAM = "(none found: put a SAM checkpoint into models/sams, or a SAM 2 folder into models/sam2)"
 NO_DETECTOR = "(none found: put a Grounding DINO or OWLv2 folder into models/grounding-dino or models/owlv2)"
 
 
-def roots(key: str) -> list[Path]:
-    """ComfyUI's folders of this name, those of `extra_model_paths.yaml` among them, and models/<name>."""
-    known = folder_paths.get_folder_paths(key) if key in folder_paths.folder_names_and_paths else []
-    return [Path(path) for path in dict.fromkeys((*known, str(Path(folder_paths.models_dir) / key)))]
-
-
 def segmenters() -> dict[str, Path]:
     """Names as the menu shows them -> checkpoints, and folders with a config.json."""
-    found = [
-        (root, path.parent if path.name == "config.json" else path)
-        for key in SAM_FOLDERS
-        for root in roots(key)
-        for path in walk(root)
-        if path.name == "config.json" or (path.suffix in CHECKPOINTS and not (path.parent / "config.json").exists())
-    ]
+
+    def choose(file: Path) -> Path | None:
+        if file.name == CONFIG:
+            return file.parent
+        return file if file.suffix in CHECKPOINTS and not file.with_name(CONFIG).exists() else None
+
     toys = {f"toyworld/{p.parent.name}": p for p in TOYS.glob("sam/sam.safetensors")}
-    return toys | {str(path.relative_to(root)): path for root, path in reversed(found)}
+    return toys | found((root for key in SAM_FOLDERS for root in roots(key)), choose)
 
 
 def detectors() -> dict[str, Path]:
-    found = [
-        (root, path.parent)
-        for key in DETECTOR_FOLDERS
-        for root in roots(key)
-        for path in walk(root)
-        if path.name == "config.json"
-    ]
     toys = {f"toyworld/{p.parent.name}": p.parent for p in TOYS.glob("detector/config.json")}
-    return toys | {str(folder.relative_to(root)): folder for root, folder in reversed(found)}
-
-
-def chosen(models: dict[str, Path], name: str) -> Path:
-    if name not in models:
-        raise ValueError(f"no model '{name}': found {', '.join(models) or 'none'} (press R to look again)")
-    return models[name]
+    places = (root for key in DETECTOR_FOLDERS for root in roots(key))
+    return toys | found(places, lambda file: file.parent if file.name == CONFIG else None)
 
 
 class WeftLoadSAM(io.ComfyNode):
@@ -91,7 +73,7 @@ class WeftLoadSAM(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, dtype):
-        return stamp(segmenters().get(model))
+        return stamp_of(segmenters(), model)
 
     @classmethod
     def execute(cls, model, dtype):
@@ -218,7 +200,7 @@ class WeftTextToBoxes(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, **_):
-        return stamp(detectors().get(model))
+        return stamp_of(detectors(), model)
 
     @classmethod
     def execute(cls, model, images, text, frames="0", threshold=0.25, top=1):

@@ -35,7 +35,7 @@ def plan_input() -> io.Input:
 
 def seed_input(tooltip: str, name: str = "seed") -> io.Input:
     """A seed that stays as it is: one that changes after every run would rerun what it belongs to."""
-    return io.Int.Input(name, default=0, min=0, max=2**53, control_after_generate=False, tooltip=tooltip)
+    return io.Int.Input(name, default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip=tooltip)
 
 
 def plan_or_empty(plan: EditPlan | None) -> EditPlan:
@@ -57,8 +57,11 @@ def to_conditioning(prompt: Prompt) -> list:
 
 def from_conditioning(conditioning: list) -> Prompt:
     """Raises ValueError for a conditioning that no Weft node made, or that core's nodes have changed since."""
-    if not conditioning or "weft_encoder" not in conditioning[0][1]:
-        raise ValueError("this conditioning is not from Weft: use 'Encode Prompt (Weft)' with the same model")
-    require_plain(conditioning)
-    embedding, extra = conditioning[0]
+    match conditioning:
+        case [[embedding, {"weft_text": str(), "weft_encoder": str()} as extra], *_] if (
+            getattr(embedding, "ndim", 0) == 3
+        ):
+            require_plain(conditioning)
+        case _:
+            raise ValueError("this conditioning is not from Weft: use 'Encode Prompt (Weft)' with the same model")
     return prompt_of(embedding, extra["weft_text"], extra["weft_encoder"], tuple(extra.get("weft_tokens", ())))

@@ -11,6 +11,7 @@ from . import sockets
 from .host import NodeMonitor
 from .inversion import way_inputs
 from .modifiers import latents_of
+from .trajectory import resume_folder, resume_input
 
 
 def stem_inputs() -> list[io.Input]:
@@ -87,6 +88,7 @@ class WeftSTEMInversion(io.ComfyNode):
                 *stem_inputs(),
                 sockets.Plan.Input("plan", optional=True, tooltip="What other methods do; the bases act inside them."),
                 *way_inputs(),
+                resume_input(),
             ],
             outputs=[
                 sockets.Trajectory.Output(display_name="trajectory", tooltip="For Edit Sampler."),
@@ -100,7 +102,18 @@ class WeftSTEMInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, latent, source_prompt, steps, plan=None, convention="warm_start", evaluations=1, **numbers):
+    def execute(
+        cls,
+        model,
+        latent,
+        source_prompt,
+        steps,
+        plan=None,
+        convention="warm_start",
+        evaluations=1,
+        resume=False,
+        **numbers,
+    ):
         monitor = NodeMonitor(steps)
         replay = sockets.plan_or_empty(plan).then(stem.STEMAttention(**numbers))
         trajectory = invert(
@@ -111,6 +124,7 @@ class WeftSTEMInversion(io.ComfyNode):
             steps=steps,
             convention=convention,
             evaluations=evaluations,
+            resume=resume_folder(resume),
             monitor=monitor,
         )
         return io.NodeOutput(trajectory, replay, json.dumps(monitor.records))

@@ -83,6 +83,14 @@ class WeftSTRLatentOptimizer(io.ComfyNode):
                     optional=True,
                     tooltip="str, or the paper's baseline: squared distance of the attention maps (strength 0.08).",
                 ),
+                io.Combo.Input(
+                    "joint",
+                    options=list(get_args(str_match.Joint)),
+                    default="factorised",
+                    optional=True,
+                    tooltip="For models that attend over the whole clip at once (CogVideoX): maps in space and in "
+                    "time, or that attention as it is (slower). Others ignore it.",
+                ),
             ],
             outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )

@@ -20,6 +20,9 @@ CORE = {  # the nodes of ComfyUI that we use -> their widgets, in order
     "SaveVideo": ("filename_prefix", "format", "codec"),
     "PreviewAny": (),
 }
+DISTRIBUTED = {"DistributedSeed": ("seed", "control_after_generate"), "DistributedCollector": ("load_balance",)}
+CORE |= DISTRIBUTED  # of ComfyUI-Distributed, in the workflow that is named after it
+BROWSERS = {"control_after_generate"}  # widgets that the server does not know
 SHIPPED = {
     "WeftLoadSAM": "sam/sam.safetensors",
     "WeftTextToBoxes": "detector/config.json",
@@ -50,7 +53,7 @@ def widgets(node):
         assert len(names) == len(node.get("widgets_values", [])), f"{node['title']}: saved with other widgets"
     else:
         names = CORE[node["type"]]
-    return dict(zip(names, node.get("widgets_values", [])))
+    return {n: v for n, v in zip(names, node.get("widgets_values", [])) if n not in BROWSERS}
 
 
 def as_api(ui):
@@ -88,6 +91,13 @@ def test_twin_has_the_same_nodes_links_and_values(ui, api):
 def test_only_our_nodes_and_the_core(ui):
     strangers = {n["type"] for n in ui["nodes"]} - set(schemas()) - set(CORE) - NOTES
     assert not strangers
+
+
+def test_nodes_for_several_machines_are_in_the_workflow_that_says_so(name, ui):
+    theirs = {n["type"]: n for n in ui["nodes"] if n["type"] in DISTRIBUTED}
+    assert set(theirs) == (set(DISTRIBUTED) if name.endswith("_distributed") else set())
+    if theirs:
+        assert theirs["DistributedSeed"]["widgets_values"] == [0, "fixed"]  # else the parts' numbers would be drawn
 
 
 def test_our_nodes_have_these_inputs_and_take_these_values(api):
@@ -141,9 +151,19 @@ def test_is_what_the_build_says(name, api):
         if node["type"] in NOTES:
             continue
         assert built[title]["class_type"] == node["type"]
-        for entry, value in node["inputs"].items():
+        for entry, value in ((e, v) for e, v in node["inputs"].items() if e not in BROWSERS):
             got = built[title]["inputs"][entry]
             if isinstance(value, dict):
                 assert api[got[0]]["_meta"]["title"] == value["title"]
             else:
                 assert got == value, f"{title}.{entry}: rebuild the workflows"
+
+
+def test_an_edited_video_keeps_the_sound_of_its_source(name, api):
+    made = [node["inputs"] for node in api.values() if node["class_type"] == "CreateVideo"]
+    shown_as_pictures = name.startswith("mask_")  # masks, to be looked at
+    assert all(("audio" in inputs) != shown_as_pictures for inputs in made)
+    for inputs in made:
+        source = api[inputs["fps"][0]]
+        assert source["class_type"] == "GetVideoComponents"
+        assert shown_as_pictures or inputs["audio"] == [inputs["fps"][0], 1]

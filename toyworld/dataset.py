@@ -25,32 +25,34 @@ def training_set(out: Path, runs: Path, clips: int = CLIPS) -> tuple[Tensor, Ten
     batches = [world.draw(100, generator) for _ in range(math.ceil(clips / 100))]
     cells = torch.cat([_cells(world.sprite_alpha(b)) for b in batches])
     sentences = [s for b in batches for s in world.captions(b)]
-    return _latents(f"latents-{clips}", out, runs, (world.render(b)[0] for b in batches)), cells, sentences
+    videos = (world.render(b)[0] for b in batches)
+    return _latents(f"latents-{clips}", out / "vae", runs, videos), cells, sentences
 
 
-def scene_set(out: Path, runs: Path, clips: int = CLIPS) -> tuple[Tensor, Tensor, list[str]]:
-    """The same of scenes with none, one or two sprites."""
+def scene_set(vae: Path, runs: Path, clips: int = CLIPS, device: str = "cpu") -> tuple[Tensor, Tensor, list[str]]:
+    """The same of scenes with none, one or two sprites, as latents of the VAE in a folder."""
     generator = torch.Generator().manual_seed(CLIPS_SEED)
     batches = [scenes.draw(100, generator, SCENE_COUNTS) for _ in range(math.ceil(clips / 100))]
     cells = torch.cat([_cells(scenes.visible(b).amax(1)) for b in batches])
     sentences = [s for b in batches for s in scenes.captions(b)]
-    return _latents(f"scene-latents-{clips}", out, runs, (scenes.render(b)[0] for b in batches)), cells, sentences
+    videos = (scenes.render(b)[0] for b in batches)
+    return _latents(f"scene-latents-{clips}", vae, runs, videos, device), cells, sentences
 
 
 def _cells(alpha: Tensor) -> Tensor:
     return F.max_pool2d(alpha, 4) > 0.3
 
 
-def _latents(name: str, out: Path, runs: Path, videos: Iterable[Tensor]) -> Tensor:
+def _latents(name: str, folder: Path, runs: Path, videos: Iterable[Tensor], device: str = "cpu") -> Tensor:
     from diffusers import AutoencoderKL
 
-    vae_id = hashlib.sha256((out / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:8]
+    vae_id = hashlib.sha256((folder / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:8]
     cache = runs / f"{name}-{vae_id}.pt"
     if not cache.exists():
         runs.mkdir(parents=True, exist_ok=True)
-        vae = AutoencoderKL.from_pretrained(out / "vae").eval()
+        vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval().to(device)
         partial = cache.with_suffix(f".{os.getpid()}")
-        torch.save(torch.cat([encode(vae, video).half() for video in videos]), partial)
+        torch.save(torch.cat([encode(vae, video.to(device)).half().cpu() for video in videos]), partial)
         partial.replace(cache)  # two runs may make it at the same time
     return torch.load(cache, weights_only=True)
 

@@ -12,8 +12,9 @@ from .dataset import CLIPS, PREFIXES, scene_set, squares_and_circles, training_s
 from .losses import diffusion_loss
 from .models import assemble, load_text, make_image_unet, refined
 from .training import Loss, Recipe, add_noise, alpha_bars, stratified_timesteps, train
+from .vae import CRISP
 
-BATCH = {"image": 64, "detail": 48, "epsilon": 48}
+BATCH = {"image": 64, "detail": 48, "epsilon": 96}
 
 
 def train_image(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
@@ -51,10 +52,10 @@ def train_epsilon(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> 
     tokenizer, _ = load_text(out)
     encoder = CLIPTextModel.from_pretrained(out / "image" / "text_encoder").float()
     unet = UNet2DConditionModel.from_pretrained(out / "image" / "unet", torch_dtype=torch.float32)
-    data = scene_set(out, runs, clips)
+    data = scene_set(out / CRISP, runs, clips, recipe.device)
     loss = image_loss("epsilon", unet, encoder, tokenizer, recipe, data, focus=True, predicts="epsilon")
     train("epsilon", [unet, encoder], loss, recipe, runs)
-    assemble("epsilon", unet, out, encoder, predicts="epsilon")
+    assemble("epsilon", unet, out, encoder, predicts="epsilon", vae=CRISP)
 
 
 def image_loss(

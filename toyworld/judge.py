@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import text, world
+from . import scenes, text, world
 from .detector import draw_frames
 from .towers import small_towers
 from .training import Recipe, train
@@ -21,6 +21,7 @@ from .training import Recipe, train
 BATCH = 64
 EDITS = (("color",), ("shape",), ("background", "pattern"))  # what the three others of a group differ in
 PREFIXES = ("", "", "a photo of ", "a video of ")
+TWO = 0.5  # share of the batches whose scenes have two sprites
 LARGEST_SCALE = 100.0  # of the logits, the paper's
 
 
@@ -61,7 +62,14 @@ def train_judge(recipe: Recipe, runs: Path, out: Path) -> None:
 
 
 def draw_groups(n: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-    """(pictures [4 n, 3, H, W], captions): n scenes, then an edit of all of them, and two more."""
+    """(pictures [4 n, 3, H, W], captions): n scenes, then an edit of all of them, and two more. Every other time, by
+    chance, the scenes have two sprites, and the edits are of the first, of the second, and of the background."""
+    if torch.rand((), generator=generator) < TWO:
+        drawn = scenes.draw(n, generator, (2,))
+        drawn = drawn.at(torch.randint(world.FRAMES, (len(drawn), 1), generator=generator))
+        edits = [scenes.change(drawn, generator, k) for k in range(scenes.MOST)]
+        groups = [drawn, *edits, scenes.change_background(drawn, generator)]
+        return torch.cat([scenes.render(g)[0][:, 0] for g in groups]), [c for g in groups for c in scenes.captions(g)]
     clips, *_ = draw_frames(n, generator)
     groups = [clips, *(world.edit(clips, generator, what) for what in EDITS)]
     return torch.cat([world.render(g)[0][:, 0] for g in groups]), [c for g in groups for c in world.captions(g)]
@@ -79,7 +87,7 @@ def worn(pictures: Tensor, generator: torch.Generator) -> Tensor:
 def worded(captions: list[str], generator: torch.Generator) -> list[tuple[str, str]]:
     """(text, what it says) of each: a quarter of the batches leave the background out, as users do."""
     if torch.rand((), generator=generator) < 0.25:
-        captions = [" ".join(c.split()[:3]) for c in captions]
+        captions = [c.partition(" on a ")[0] for c in captions]
     picks = torch.randint(len(PREFIXES), (len(captions),), generator=generator).tolist()
     return [(PREFIXES[k] + c, c) for k, c in zip(picks, captions)]
 

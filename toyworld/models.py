@@ -109,11 +109,14 @@ def load_text(out: Path):
     return CLIPTokenizer.from_pretrained(out / "tokenizer"), encoder
 
 
-def assemble(name: str, unet, out: Path, encoder=None, predicts: str = SCHEDULER["prediction_type"]) -> None:
-    """Writes `out/<name>`: a diffusers folder in fp16 with its own copy of the VAE, text encoder and tokenizer."""
+def assemble(
+    name: str, unet, out: Path, encoder=None, predicts: str = SCHEDULER["prediction_type"], vae: str = "vae"
+) -> None:
+    """Writes `out/<name>`: a diffusers folder in fp16 with its own copy of the VAE `out/<vae>`, text encoder and
+    tokenizer."""
     import diffusers
 
-    vae = diffusers.AutoencoderKL.from_pretrained(out / "vae")
+    vae = diffusers.AutoencoderKL.from_pretrained(out / vae)
     tokenizer, shared = load_text(out)
     encoder = shared if encoder is None else encoder
     parts = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet}

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import scenes, world
 from .training import Recipe, train
 
-BATCH = 16
+BATCH = {"sam": 16, "clicks": 24}
 NOT_A_POINT = -1
 FOCAL, DICE, SCORE = 20.0, 1.0, 1.0  # weights of the losses, from the paper
 PIXELS = 255.0  # SAM reads pixels in 0..255
@@ -73,7 +73,7 @@ def _train(name: str, sam, recipe: Recipe, runs: Path, out: Path, counts: tuple[
     from safetensors.torch import save_file
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        video, sprites, stale, ground = draw_pairs(BATCH, generator, counts)
+        video, sprites, stale, ground = draw_pairs(BATCH[name], generator, counts)
         images = sam.image_encoder(sam.preprocess(video.to(recipe.device) * PIXELS))
         half = len(video) // 2  # clicks on the one, boxes on the other
         asked = torch.rand(half, 1, 1, generator=generator) < on_ground

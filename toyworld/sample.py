@@ -3,6 +3,7 @@
     python -m weft.toyworld.sample                        # 48 clips of toyworld/weights/video
     python -m weft.toyworld.sample --model image --n 64   # single frames of the image model
     python -m weft.toyworld.sample --model things         # scenes of none, one or two sprites
+    python -m weft.toyworld.sample --model flow           # the small LTX-Video, by Euler's method
     python -m weft.toyworld.sample --weights FOLDER       # any diffusers folder with the same parts
 
 Plain DDIM sampling with classifier-free guidance, no Weft method: what the models can do by themselves. Prints a
@@ -19,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import scenes, text, world
+from . import ltx, scenes, text, world
+from .flow_model import load_flow, sample_flow
 from .measure import sample_accuracy
 from .measure_scenes import scene_accuracy
 from .report import bootstrap_interval, contact_sheet
@@ -87,8 +89,8 @@ def table(scores: dict[str, Tensor]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("video", "image", *OF_SCENES), default="video")
-    parser.add_argument("--weights", type=Path, help="diffusers folder (default: toyworld/weights/MODEL)")
+    parser.add_argument("--model", choices=("video", "image", "flow", *OF_SCENES), default="video")
+    parser.add_argument("--weights", type=Path, help="the model's folder (default: toyworld/weights/MODEL)")
     parser.add_argument("--n", type=int, default=48, help="number of clips")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=4.0)
@@ -97,13 +99,17 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sheet", type=Path, help="contact sheet (default: toyworld/runs/samples-MODEL.png)")
     arguments = parser.parse_args()
-    pipeline = load(arguments.weights or HERE / "weights" / arguments.model, arguments.device)
+    flow = arguments.model == "flow"
+    reader, sampler, frames = (load_flow, sample_flow, ltx.FRAMES) if flow else (load, sample, world.FRAMES)
+    pipeline = reader(arguments.weights or HERE / "weights" / arguments.model, arguments.device)
     of, judge = (scenes, scene_accuracy) if arguments.model in OF_SCENES else (world, sample_accuracy)
-    clips = of.draw(arguments.n, torch.Generator().manual_seed(HELD_OUT_SEED))
+    clips = of.draw(arguments.n, torch.Generator().manual_seed(HELD_OUT_SEED), frames=frames)
     captions = of.captions(clips)
     video = torch.cat(
         [
-            sample(pipeline, captions[i : i + arguments.batch], arguments.steps, arguments.guidance, arguments.seed + i)
+            sampler(
+                pipeline, captions[i : i + arguments.batch], arguments.steps, arguments.guidance, arguments.seed + i
+            )
             for i in range(0, arguments.n, arguments.batch)
         ]
     )

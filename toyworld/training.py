@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ SCHEDULER = {
     "timestep_spacing": "leading",
 }
 CHECKPOINT_EVERY = 200
+TIMED_AT, SLACK = 150, 0.92  # a run with a deadline counts its steps at this step, for this share of the time left
 LOG_EVERY = 50
 
 
@@ -60,11 +61,32 @@ class Recipe:
     floor: float = 0.02  # final learning rate as a share of the peak
     ema: float = 0.998  # decay of the weight average; 0 keeps the last weights
     seed: int = 0
-    device: str = field(default="cpu", repr=False)  # where it runs; what is drawn at random is drawn on the CPU anyway
+    device: str = field(default="cpu", repr=False)  # where it runs; most runs draw what is random on the CPU anyway
+    deadline: float = field(default=math.inf, repr=False)  # on `time.monotonic`; see `in_time`
 
     def rate(self, step: int) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1, step / self.steps)))
         return self.peak_rate * min(1, (step + 1) / self.warmup) * (self.floor + (1 - self.floor) * cosine)
+
+    def in_time(self, step: int, seconds: float) -> Recipe:
+        """The recipe with as many steps as there is time for until its deadline, as `step` of them took `seconds`."""
+        if math.isinf(self.deadline):
+            return self
+        left = SLACK * (self.deadline - time.monotonic())
+        return replace(self, steps=step + max(1, int(left * step / seconds)))
+
+
+def noise_source(recipe: Recipe, step: int) -> torch.Generator:
+    """A generator on the recipe's device, the same for a step whether or not the run was stopped before it.
+
+    For runs whose noise would take longer to draw on the CPU than a step takes on the device.
+    """
+    return torch.Generator(recipe.device).manual_seed(recipe.seed * 1_000_000 + step)
+
+
+def mixed(device: str):
+    """bfloat16 where the arithmetic allows it, on a GPU; float32 elsewhere."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=torch.device(device).type == "cuda")
 
 
 class Average:
@@ -114,7 +136,10 @@ def train(name: str, modules: Iterable[nn.Module], loss: Loss, recipe: Recipe, f
     for module in modules:
         module.train()
     started, means = time.monotonic() - seconds, {}
-    for step in range(first, recipe.steps):
+    step = first - 1
+    while (step := step + 1) < recipe.steps:
+        if step == TIMED_AT:
+            recipe = recipe.in_time(step, time.monotonic() - started)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         values = loss(step, generator)
@@ -123,11 +148,12 @@ def train(name: str, modules: Iterable[nn.Module], loss: Loss, recipe: Recipe, f
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         average.update()
-        for key, value in values.items():
-            means[key] = value.item() if key not in means else 0.98 * means[key] + 0.02 * value.item()
+        for key, value in values.items():  # they stay on the device: to read one is to wait for it
+            value = value.detach().double()
+            means[key] = value if key not in means else 0.98 * means[key] + 0.02 * value
         seconds = time.monotonic() - started
         if (step + 1) % LOG_EVERY == 0 or step + 1 == recipe.steps:
-            line = " ".join([f"step {step + 1} {seconds:.0f}s"] + [f"{k} {v:.5f}" for k, v in means.items()])
+            line = " ".join([f"step {step + 1} {seconds:.0f}s"] + [f"{k} {v.item():.5f}" for k, v in means.items()])
             with log.open("a") as stream:
                 stream.write(line + "\n")
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:

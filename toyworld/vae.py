@@ -13,7 +13,8 @@ from .dataset import CLIPS_SEED
 from .models import make_vae
 from .training import Recipe, train
 
-CRISP_BATCH = 24
+CRISP = "crisp"  # folder of the VAE that the models of scenes have
+CRISP_BATCH = 48
 ROUGH = 0.03  # noise on the latents, whose deviation is 1: those that a model makes are not quite the encoder's
 
 
@@ -47,14 +48,12 @@ def train_vae(recipe: Recipe, runs: Path, out: Path) -> None:
 
 
 def train_crisp(recipe: Recipe, runs: Path, out: Path) -> None:
-    """The decoder on, with the encoder as it is: pictures become crisper, and no latent changes, so the diffusion
-    models need not be trained again."""
+    """The VAE on, with scenes of two sprites too. Its latents change, so it is a VAE beside the first: that of the
+    models which know such scenes."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(recipe.seed)
-    vae = AutoencoderKL.from_pretrained(out / "vae")
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
+    vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32)
 
     @lru_cache(maxsize=1)
     def frames(epoch: int) -> Tensor:
@@ -62,17 +61,18 @@ def train_crisp(recipe: Recipe, runs: Path, out: Path) -> None:
         return scenes.render(drawn)[0].flatten(0, 1) * 2 - 1
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pool = frames(step // 150)
+        pool = frames(step // 400)
         x = pool[torch.randint(len(pool), (CRISP_BATCH,), generator=generator)].to(recipe.device)
-        with torch.no_grad():
-            z = vae.encode(x).latent_dist.mode()
-        noise = torch.randn(z.shape, generator=generator).to(recipe.device)
-        y = vae.decode(z + ROUGH * noise).sample
+        posterior = vae.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(recipe.device)
+        y = vae.decode(posterior.mean + ROUGH * noise).sample
         mse, l1 = (y - x).square().mean(), (y - x).abs().mean()
-        return {"loss": mse + 0.05 * l1, "mse": mse.detach()}
+        near_unit = 0.5 * (posterior.mean.square().mean() - 1).square()  # so that the latents keep their size
+        return {"loss": mse + 0.05 * l1 + 1e-2 * near_unit, "mse": mse.detach()}
 
-    train("crisp", [vae], loss, recipe, runs)
-    vae.save_pretrained(out / "vae")
+    train(CRISP, [vae], loss, recipe, runs)
+    whiten(vae)
+    vae.half().save_pretrained(out / CRISP)
 
 
 @torch.no_grad()

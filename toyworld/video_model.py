@@ -12,8 +12,9 @@ from .dataset import CLIPS, PREFIXES, scene_set, squares_and_circles, training_s
 from .losses import diffusion_loss
 from .models import assemble, load_text, make_video_unet, without_dropout
 from .training import Loss, Recipe, add_noise, alpha_bars, stratified_timesteps, train
+from .vae import CRISP
 
-BATCH = 8
+BATCH = {"video": 8, "words": 8, "shapes": 8, "things": 32}
 
 
 def train_video(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
@@ -23,7 +24,7 @@ def train_video(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> No
     tokenizer, encoder = load_text(out)
     unet = make_video_unet(UNet2DConditionModel.from_pretrained(out / "image" / "unet", torch_dtype=torch.float32))
     data = training_set(out, runs, clips)
-    train("video", [unet], video_loss(unet, encoder.to(recipe.device), tokenizer, recipe, data), recipe, runs)
+    train("video", [unet], video_loss("video", unet, encoder.to(recipe.device), tokenizer, recipe, data), recipe, runs)
     assemble("video", unet, out)
 
 
@@ -40,12 +41,15 @@ def train_shapes(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> N
 
 
 def train_things(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
-    """On, with scenes of none, one or two sprites, as `train_shapes` does with one. The result stands beside the video
-    model, which the committed tables were made with."""
-    _train_on("things", recipe, runs, out, scene_set(out, runs, clips), focus=True, into="things")
+    """On, with scenes of none, one or two sprites, as `train_shapes` does with one, on the latents of the VAE that was
+    trained on with such scenes. The result stands beside the video model."""
+    data = scene_set(out / CRISP, runs, clips, recipe.device)
+    _train_on("things", recipe, runs, out, data, focus=True, into="things", vae=CRISP)
 
 
-def _train_on(name: str, recipe: Recipe, runs: Path, out: Path, data, focus: bool = False, into: str = "video") -> None:
+def _train_on(
+    name: str, recipe: Recipe, runs: Path, out: Path, data, focus: bool = False, into: str = "video", vae: str = "vae"
+) -> None:
     """The video model goes on, its text encoder with it."""
     from diffusers import UNet3DConditionModel
     from transformers import CLIPTextModel
@@ -55,13 +59,13 @@ def _train_on(name: str, recipe: Recipe, runs: Path, out: Path, data, focus: boo
     folder = out / "video"
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
     unet = UNet3DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    loss = video_loss(without_dropout(unet), encoder, tokenizer, recipe, data, focus)
+    loss = video_loss(name, without_dropout(unet), encoder, tokenizer, recipe, data, focus)
     train(name, [unet, encoder], loss, recipe, runs)
-    assemble(into, unet, out, encoder)
+    assemble(into, unet, out, encoder, vae=vae)
 
 
 def video_loss(
-    unet, encoder, tokenizer, recipe: Recipe, data: tuple[Tensor, Tensor, list[str]], focus: bool = False
+    name: str, unet, encoder, tokenizer, recipe: Recipe, data: tuple[Tensor, Tensor, list[str]], focus: bool = False
 ) -> Loss:
     """The loss on clips; with `focus`, that of `train_shapes` and `train_things`."""
     latents, cells, sentences = data
@@ -70,7 +74,7 @@ def video_loss(
     empty, alpha_bar = text.token_ids(tokenizer, [""])[0], alpha_bars()
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        n = BATCH
+        n = BATCH[name]
         i = torch.randint(len(latents), (n,), generator=generator)
         if focus:
             i[: n // 2] = alike[torch.randint(len(alike), (n // 2,), generator=generator)]

@@ -59,6 +59,10 @@ class Clips:
         """The chosen clips; `index` is a slice or an index tensor, so the result is again a batch."""
         return Clips(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
+    def to(self, device) -> Clips:
+        """The same clips there, where they are then rendered."""
+        return Clips(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
 
 def draw(n: int, generator: torch.Generator, frames: int = FRAMES) -> Clips:
     """n clips with random attributes and paths (a line, a sine or a bounce) that stay inside the picture."""
@@ -121,15 +125,17 @@ def edit(clips: Clips, generator: torch.Generator, attributes: tuple[str, ...] =
     return replace(clips, **changed)
 
 
-def pixel_grid() -> tuple[Tensor, Tensor]:
+def pixel_grid(device="cpu") -> tuple[Tensor, Tensor]:
     """(x, y) of pixel centres, each [SIZE, SIZE]."""
-    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    middle = torch.arange(SIZE, device=device) + 0.5
+    y, x = torch.meshgrid(middle, middle, indexing="ij")
     return x, y
 
 
 def sprite_alpha(clips: Clips) -> Tensor:
     """[n, F, H, W] in 0..1: the sprite's coverage of each pixel (edges are anti-aliased over one pixel)."""
-    x, y = pixel_grid()
+    device = clips.center.device
+    x, y = pixel_grid(device)
     x = x - clips.center[..., 0, None, None]
     y = y - clips.center[..., 1, None, None]
     r = clips.radius[:, None, None, None]
@@ -139,13 +145,14 @@ def sprite_alpha(clips: Clips) -> Tensor:
     circle = torch.hypot(x, y) - r
     triangle = torch.maximum(math.sqrt(3) / 2 * ax - y / 2 - 0.55 * r, y - 0.72 * r)
     cross = torch.minimum(torch.maximum(ax - r, ay - 0.36 * r), torch.maximum(ax - 0.36 * r, ay - r))
-    distance = torch.stack([square, circle, triangle, cross])[clips.shape, torch.arange(len(clips))]
+    distance = torch.stack([square, circle, triangle, cross])[clips.shape, torch.arange(len(clips), device=device)]
     return (0.5 - distance).clamp(0, 1)
 
 
 def render_background(clips: Clips) -> Tensor:
     """[n, 3, H, W] in 0..1: the picture behind the sprite."""
-    x, y = pixel_grid()
+    device = clips.center.device
+    x, y = pixel_grid(device)
     phase_x, phase_y = clips.phase[:, 0, None, None], clips.phase[:, 1, None, None]
     orientation = clips.orientation[:, None, None]
     along = torch.where(orientation == 0, x, torch.where(orientation == 1, y, (x + y) * math.sqrt(0.5)))
@@ -161,14 +168,14 @@ def render_background(clips: Clips) -> Tensor:
             wave(along + phase_x, 16),
             wave(x + phase_x, 32) * wave(y + phase_y, 32),
         ]
-    )[clips.pattern, torch.arange(len(clips))]
-    return (BACKGROUND_VALUES[clips.background][:, :, None, None] * (1 + 0.55 * shade[:, None])).clamp(0, 1)
+    )[clips.pattern, torch.arange(len(clips), device=device)]
+    return (BACKGROUND_VALUES.to(device)[clips.background][:, :, None, None] * (1 + 0.55 * shade[:, None])).clamp(0, 1)
 
 
 def render(clips: Clips) -> tuple[Tensor, Tensor]:
     """Returns (video [n, F, 3, H, W] in 0..1, alpha [n, F, H, W] in 0..1)."""
     alpha = sprite_alpha(clips)
-    color = COLOR_VALUES[clips.color][:, None, :, None, None]
+    color = COLOR_VALUES.to(clips.color.device)[clips.color][:, None, :, None, None]
     video = torch.lerp(render_background(clips)[:, None], color, alpha[:, :, None])
     return video, alpha
 

@@ -22,13 +22,15 @@ class FrameCodec:
         memory: Memory,
         check: Callable[[], None] = lambda: None,
         fewest_frames: int = 1,
+        most_frames: int | None = None,
     ):
         """
         Args:
             check: cancel point, called between batches of frames.
-            fewest_frames: of a clip that the network can take.
+            fewest_frames, most_frames: of a clip that the network can take.
         """
-        self.name, self.vae, self.memory, self.check, self.fewest_frames = name, vae, memory, check, fewest_frames
+        self.name, self.vae, self.memory, self.check = name, vae, memory, check
+        self.fewest_frames, self.most_frames = fewest_frames, most_frames
         self.fingerprint = parts.fingerprint(vae)
         self.layout = Layout(2 ** (len(vae.config.block_out_channels) - 1))
 
@@ -46,7 +48,7 @@ class FrameCodec:
             m = self.layout.pixels
             raise ValueError(
                 f"frames are {width}x{height}, and '{self.name}' wants width and height divisible by {m}: "
-                f"scale or crop to {width // m * m}x{height // m * m}"
+                f"scale or crop to {width // m * m}x{height // m * m}, or let Prepare Clip pad it and crop the edit"
             )
         parts.require_pictures(frames)
         return parts.encode_frames(self.vae, frames, self.memory, self.check)
@@ -78,4 +80,9 @@ class FrameCodec:
             least = "1 frame" if self.fewest_frames == 1 else f"{self.fewest_frames} frames"
             raise ValueError(
                 f"want a clip of at least {least}, got {frames}: is this a picture, or an unreadable video?"
+            )
+        if self.most_frames is not None and frames > self.most_frames:
+            raise ValueError(
+                f"'{self.name}' knows {self.most_frames} places in time and takes no longer clips, got {frames} "
+                "frames: shorten the clip"
             )

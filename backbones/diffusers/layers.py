@@ -9,9 +9,11 @@ from torch import nn
 from ...engine.words import Block, Half, Site
 
 _LAYER = re.compile(
-    r"((?P<half>down|mid|up)_blocks?\.?(?P<index>\d*)\.)?(?P<list>attentions|temp_attentions|transformer_in)"
-    r"\.?(?P<item>\d*)\.?transformer_blocks\.0\.(?P<role>attn1|attn2)$"
+    r"((?P<half>down|mid|up)_blocks?\.?(?P<index>\d*)\.)?(?P<list>attentions|temp_attentions|motion_modules|"
+    r"transformer_in)"
+    r"\.?(?P<item>\d*)\.?transformer_blocks\.0\.(?P<role>attn1|attn2|attn_temp)$"
 )
+_TEMPORAL = ("temp_attentions", "motion_modules")
 _HALVES: dict[str | None, tuple[int, Half]] = {
     None: (0, "encoder"), "down": (1, "encoder"), "mid": (2, "middle"), "up": (3, "decoder"),
 }  # fmt: skip
@@ -24,12 +26,13 @@ def attention_sites(network: nn.Module) -> tuple[Site, ...]:
         ValueError: a layer is not where the UNets of Stable Diffusion 1.x/2.x and ModelScope have theirs.
     """
     levels, attending = len(network.down_blocks), _attending(network)
-    names = [n for n, _ in network.named_modules() if n.endswith((".attn1", ".attn2"))]
+    names = [n for n, _ in network.named_modules() if n.endswith((".attn1", ".attn2", ".attn_temp"))]
     sites = []
     for name in sorted(names, key=lambda n: _running_order(_parsed(n, network))):
         found = _parsed(name, network)
         kind, block, level, half = _place(found, levels)
-        place = (attending.index(int(found["index"])), int(found["item"])) if half == "decoder" else None
+        stage = int(found["index"] or 0)
+        place = (attending.index(stage), int(found["item"])) if half == "decoder" and stage in attending else None
         sites.append(Site(name, kind, block, level, len(sites), half, place))
     return tuple(sites)
 
@@ -65,7 +68,7 @@ def _parsed(name: str, network: nn.Module) -> re.Match[str]:
 
 def _running_order(found: re.Match[str]) -> tuple:
     half, _ = _HALVES[found["half"]]
-    return half, int(found["index"] or 0), int(found["item"] or 0), found["list"] == "temp_attentions", found["role"]
+    return half, int(found["index"] or 0), int(found["item"] or 0), found["list"] in _TEMPORAL, found["role"]
 
 
 def _place(found: re.Match[str], levels: int) -> tuple[str, str, int, Half]:
@@ -73,7 +76,8 @@ def _place(found: re.Match[str], levels: int) -> tuple[str, str, int, Half]:
     _, half = _HALVES[found["half"]]
     if found["list"] == "transformer_in":
         return "temporal", "transformer_in", 0, half
-    kind = "temporal" if found["list"] == "temp_attentions" else "spatial" if found["role"] == "attn1" else "cross"
+    kind = {"attn1": "spatial", "attn2": "cross", "attn_temp": "temporal"}[found["role"]]
+    kind = "temporal" if found["list"] in _TEMPORAL else kind
     index = int(found["index"] or 0)
     level = {"encoder": index, "middle": levels - 1, "decoder": levels - 1 - index}[half]
     return kind, f"{found['half']}.{index}.{found['item']}", level, half

@@ -1,17 +1,26 @@
-"""From a diffusers folder on disk to a `Backbone`. Only safetensors, or `.bin` files that hold nothing but tensors."""
+"""From a diffusers folder or a checkpoint on disk to a `Backbone`.
+
+Only safetensors are read, or `.bin` files that hold nothing but tensors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
+from torch import nn
 
 from ...engine.ports import Backbone
+from ..lavie.denoiser import SCHEDULER, read_network, released_file
 from ..memory import Memory, PlainMemory
-from .codec import FrameCodec
+from .assembly import DTYPES as DTYPES  # for those who offer a choice
+from .assembly import DType, Parts, dtype_of
+from .cogvideox import CogVideoX, require_diffusers, text_dtype
+from .families import FAMILIES, LAVIE, Family
 from .model_folder import (
     Weights,
     find_weights,
@@ -22,142 +31,135 @@ from .model_folder import (
     require_size,
     sizes_in,
 )
-from .parts import make_schedule
-from .text import ClipText
-from .unet import DiffusersUNet
-from .unet2d import UNet2D
-from .unet3d import UNet3D
+from .sentence_pieces import FILE, SentencePieces
+from .single_file import read_checkpoint
 
-DType = Literal["auto", "float32", "float16", "bfloat16"]
-DTYPES = ("auto", "float32", "float16", "bfloat16")
-# A new family of diffusers' networks: its file, and its line here.
-FAMILIES: dict[str, type[DiffusersUNet]] = {"UNet2DConditionModel": UNet2D, "UNet3DConditionModel": UNet3D}
-# A folder names classes, and these alone are ever made of it.
-PARTS = {
-    "unet": ("diffusers", tuple(FAMILIES)),
-    "vae": ("diffusers", ("AutoencoderKL",)),
-    "text_encoder": ("transformers", ("CLIPTextModel",)),
-    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
-}
-# Networks that are told more than the noise level and a text, by what their config says.
-TOLD_MORE = {
-    "addition_embed_type": "it is an SDXL-like model",
-    "time_cond_proj_dim": "it is distilled (LCM) and told the guidance scale by an embedding of its own",
-    "class_embed_type": "it is told a class, as upscalers and unCLIP models are",
-    "num_class_embeds": "it is told a class, as upscalers are",
-}
+CLIP = "CLIPTokenizer"
 LONGEST = 500  # characters of a library's own message
 
 
 @torch.inference_mode(False)
 def load_backbone(
-    folder: Path | str,
+    path: Path | str,
     *,
     name: str | None = None,
     dtype: DType = "auto",
     memory: Memory | None = None,
     check: Callable[[], None] = lambda: None,
+    tokenizer: Path | None = None,
 ) -> Backbone:
-    """Loads a diffusers folder (the one with `model_index.json`).
+    """Loads a diffusers folder (the one with `model_index.json`), a single-file checkpoint, or a folder with LaVie's
+    file and a Stable Diffusion 1.4.
 
     Args:
         dtype: of the network and the text encoder; "auto" asks `memory`. In half precision the VAE takes the half
-            that it bears: see `_vae_dtype`.
+            that it bears: see `vae_dtype`.
         memory: who moves weights; plain torch by default.
         check: cancel point between batches of frames.
+        tokenizer: the folder of CLIP's tokenizer, which single-file checkpoints lack.
 
     Raises:
         ValueError: no such folder, a class of model that is not supported, parts that do not fit, or a file that is
             missing, truncated, a pickle that holds more than tensors, or names something outside the folder.
     """
-    folder = Path(folder)
-    if dtype not in DTYPES:
-        raise ValueError(f"no dtype '{dtype}': want one of {', '.join(DTYPES)}")
+    path, memory = Path(path), memory or PlainMemory()
+    kind = dtype_of(dtype, memory)
+    family, parts = read_parts(path, kind, tokenizer)
+    return family.assemble(family.denoiser, name or path.name, parts, kind, memory, check)
+
+
+def read_parts(path: Path, dtype: torch.dtype, tokenizer: Path | None = None) -> tuple[Family, Parts]:
+    """What a folder or a single file holds, and the family it belongs to. See `load_backbone`."""
+    if path.is_file():
+        if tokenizer is None:
+            raise ValueError(f"'{path.name}' has no tokenizer, as no single file has: give the folder of CLIP's")
+        return FAMILIES["UNet2DConditionModel"], read_checkpoint(path, partial(_tokenizer, tokenizer, CLIP), dtype)
+    if (file := released_file(path)) is not None:
+        return LAVIE, _lavie_parts(file, dtype)
+    family, classes = _checked_index(path)
+    return family, _folder_parts(path, family, classes, dtype)
+
+
+def _checked_index(folder: Path, needs_network: bool = True) -> tuple[Family, dict[str, tuple[str, str]]]:
+    """The family of a folder and the classes of its parts, after all that can be told without loading.
+
+    Args:
+        needs_network: else its own network may be missing, as another takes its place.
+    """
     classes = _read_index(folder)
-    family = classes.get("unet", classes.get("transformer", (None, None)))[1]
-    if family not in FAMILIES:
+    kind = classes.get("unet", classes.get("transformer", (None, None)))[1]
+    if kind not in FAMILIES:
         raise ValueError(
-            f"'{folder.name}' holds a {family}, which is not supported yet: want one of {', '.join(FAMILIES)}"
+            f"'{folder.name}' holds a {kind}, which is not supported yet: want one of {', '.join(FAMILIES)}"
         )
-    if missing := [part for part in PARTS if part not in classes or not (folder / part).is_dir()]:
+    family = FAMILIES[kind]
+    wanted = family.parts(kind)
+    if not needs_network:
+        del wanted[family.network]
+    if missing := [part for part in wanted if part not in classes or not (folder / part).is_dir()]:
         raise ValueError(f"'{folder.name}' has no {' and no '.join(missing)}: is the download complete?")
-    for part, (library, allowed) in PARTS.items():
+    for part, (library, allowed) in wanted.items():
         if (named := classes[part])[0] != library or named[1] not in allowed:
             raise ValueError(
                 f"'{folder.name}' names {'.'.join(map(str, named))} as its {part}, which is not supported: want "
-                f"{' or '.join(f'{library}.{kind}' for kind in allowed)}"
+                f"{' or '.join(f'{library}.{one}' for one in allowed)}"
             )
-    for part in ("unet", "vae", "text_encoder"):
-        require_readable_weights(folder / part, PARTS[part][0])
-    memory = memory or PlainMemory()
-    kind = memory.default_dtype() if dtype == "auto" else getattr(torch, dtype)
-    return _load_unet(FAMILIES[family], folder, name or folder.name, classes, kind, memory, check)
+    for part in (part for part in wanted if part != "tokenizer"):
+        require_readable_weights(folder / part, wanted[part][0])
+    return family, classes
 
 
-def _load_unet(
-    family: type[DiffusersUNet], folder: Path, name: str, classes: dict, dtype: torch.dtype, memory: Memory, check
-) -> Backbone:
+def _folder_parts(folder: Path, family: Family, classes: dict, dtype: torch.dtype) -> Parts:
+    """The parts of a folder whose index names `classes` for them."""
+    import diffusers
+
+    if family.denoiser is CogVideoX:
+        require_diffusers()
+    network = frozen_module(
+        diffusers, classes[family.network][1], folder / family.network, torch_dtype=dtype, **_frugal()
+    )
+    return _with_companions(network, folder, family, classes, dtype)
+
+
+def _with_companions(network: nn.Module, folder: Path, family: Family, classes: dict, dtype: torch.dtype) -> Parts:
+    """A network with a folder's other parts."""
     import diffusers
     import transformers
 
-    # diffusers takes less memory with accelerate; without it, it must be told not to ask for it.
-    frugal = {"low_cpu_mem_usage": diffusers.utils.is_accelerate_available()}
-    network = frozen_module(diffusers, classes["unet"][1], folder / "unet", torch_dtype=dtype, **frugal)
-    vae = frozen_module(diffusers, classes["vae"][1], folder / "vae", torch_dtype=torch.float32, **frugal)
-    _require_known(network, vae, folder.name)
-    encoder = frozen_module(transformers, classes["text_encoder"][1], folder / "text_encoder")
-    tokenizer = loaded(folder / "tokenizer", transformers, classes["tokenizer"][1])
-    _fit_text(network, encoder, tokenizer, folder.name)
+    own = {"torch_dtype": text_dtype(dtype)} if family.denoiser is CogVideoX else {}  # else that of its file
+    vae = frozen_module(diffusers, classes["vae"][1], folder / "vae", torch_dtype=torch.float32, **_frugal())
+    encoder = frozen_module(transformers, classes["text_encoder"][1], folder / "text_encoder", **own)
+    tokenizer = _tokenizer(folder / "tokenizer", classes["tokenizer"][1])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "it states the noise levels")
-    make_schedule(scheduler, 1)  # refused now rather than at the first edit
-    codec = FrameCodec(name, vae, memory, check, family.fewest_frames)
-    # Only now: the fingerprint is of its weights as they are in the file.
-    torch.nn.Module.to(vae, _vae_dtype(vae, dtype, memory))
-    denoiser = family(name, network, codec.layout, scheduler, memory, vae.config.scaling_factor)
-    return Backbone(name, denoiser, codec, ClipText(encoder.to(dtype=dtype), tokenizer, memory))
+    return Parts(network, vae, encoder, tokenizer, scheduler)
 
 
-def _vae_dtype(vae, dtype: torch.dtype, memory: Memory) -> torch.dtype:
-    """bfloat16 has the range of float32, so every VAE bears it; in float16 frames turn black but for the VAEs whose
-    config says that they need not be upcast. The CPU has nothing to gain."""
-    if dtype == torch.float32 or memory.device.type == "cpu":
-        return torch.float32
-    if memory.has_bfloat16():
-        return torch.bfloat16
-    return torch.float16 if getattr(vae.config, "force_upcast", True) is False else torch.float32
+def _frugal() -> dict[str, bool]:
+    """diffusers takes less memory with accelerate; without it, it must be told not to ask for it."""
+    import diffusers
+
+    return {"low_cpu_mem_usage": diffusers.utils.is_accelerate_available()}
 
 
-def _require_known(network, vae, name: str) -> None:
-    """Refuses relatives of Stable Diffusion whose networks want inputs that are not given."""
-    for key, what in TOLD_MORE.items():
-        if getattr(network.config, key, None) is not None:
-            raise ValueError(f"the network of '{name}' is not supported, as {what}: use Stable Diffusion 1.x or 2.x")
-    if "image" in (getattr(network.config, "encoder_hid_dim_type", None) or ""):
-        raise ValueError(f"the network of '{name}' is not supported, as it is told a picture in place of a text")
-    takes, gives, latent = network.config.in_channels, network.config.out_channels, vae.config.latent_channels
-    if takes not in (latent, 2 * latent):
+def _lavie_parts(file: Path, dtype: torch.dtype) -> Parts:
+    """LaVie's network, with the other parts of the Stable Diffusion 1.4 that lies beside it."""
+    beside = sorted(index.parent for index in file.parent.glob("*/model_index.json"))
+    if not beside:
         raise ValueError(
-            f"the network of '{name}' takes {takes} channels and the latents have {latent}: inpainting and depth "
-            "models are not supported, use a text-to-image, a text-to-video or an InstructPix2Pix model"
+            f"'{file.parent.name}' has no folder of Stable Diffusion 1.4 beside {file.name}, which gives LaVie its "
+            f"VAE, text encoder, tokenizer and scheduler: put stable-diffusion-v1-4 into '{file.parent}'"
         )
-    if gives != latent or (vae.config.in_channels, vae.config.out_channels) != (3, 3):
-        raise ValueError(
-            f"the parts of '{name}' do not fit: the network gives {gives} channels, the latents have {latent}, and the "
-            f"VAE turns {vae.config.in_channels} colors into {vae.config.out_channels}"
-        )
+    _, classes = _checked_index(beside[0], needs_network=False)
+    parts = _with_companions(read_network(file, dtype), beside[0], LAVIE, classes, dtype)
+    return replace(parts, scheduler=parts.scheduler | SCHEDULER)
 
 
-def _fit_text(network, encoder, tokenizer, name: str) -> None:
-    """Lets the tokenizer give no more tokens than the encoder reads; refuses texts that the network cannot take."""
-    reads, gives, wants = encoder.config.vocab_size, encoder.config.hidden_size, network.config.cross_attention_dim
-    if len(tokenizer) > reads:
-        raise ValueError(
-            f"the tokenizer of '{name}' knows {len(tokenizer)} tokens and its text encoder {reads}: is one of them of "
-            "another model?"
-        )
-    if wants != gives:
-        raise ValueError(f"the network of '{name}' takes texts {wants} wide and its text encoder gives {gives}")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+def _tokenizer(folder: Path, kind: str):
+    import transformers
+
+    if (folder / FILE).is_file():
+        return SentencePieces(folder)
+    return loaded(folder, transformers, kind)
 
 
 def frozen_module(library, kind: str, folder: Path, **options):

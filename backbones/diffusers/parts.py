@@ -28,7 +28,7 @@ MARKS = re.compile(r"\([^()]*:\s*[\d.]+\s*\)|\bembedding:\S+")  # of ComfyUI's o
 BRIGHTEST = 2.0  # some way over 1, as sharpening leaves it; frames in 0..255 are far beyond
 MOST_TIMESTEPS = 100_000  # any model was trained with 1,000 or so: more is a broken config
 BLOCKS, BLOCK = 2048, 64  # of a large tensor, what a fingerprint reads
-END_OF_WORD = "</w>"  # as CLIP's tokenizer writes it
+END_OF_WORD, START_OF_WORD = "</w>", "▁"  # as CLIP's tokenizer writes the one, and sentencepiece the other
 ACTIVATION_BYTES = 10_486  # a latent cell and byte of precision: what ComfyUI reckons for Stable Diffusion's UNet
 
 
@@ -175,8 +175,28 @@ def token_texts(tokenizer, text: str) -> tuple[str, ...]:
     """What each position of `embed_text` stands for, as in `Prompt.tokens`."""
     tokens = _tokenized(tokenizer, text)
     ids, given = tokens.input_ids[0].tolist(), tokens.attention_mask[0].tolist()
-    pieces = (piece.replace(END_OF_WORD, " ") for piece in tokenizer.convert_ids_to_tokens(ids))
+    pieces = _spelled(tokenizer.convert_ids_to_tokens(ids))
     return tuple(p if here and i not in tokenizer.all_special_ids else "" for p, i, here in zip(pieces, ids, given))
+
+
+def _spelled(pieces: list[str]) -> list[str]:
+    """Tokens as text, a space after a word's end: CLIP marks where words end, sentencepiece where they begin."""
+    if not any(piece.startswith(START_OF_WORD) for piece in pieces):
+        return [_of_bytes(piece.removesuffix(END_OF_WORD)) + " " * piece.endswith(END_OF_WORD) for piece in pieces]
+    following = [*pieces[1:], START_OF_WORD]
+    last = [after.startswith((START_OF_WORD, "<")) for after in following]  # <: a special token
+    return [p.removeprefix(START_OF_WORD) + " " * end for p, end in zip(pieces, last)]
+
+
+def _of_bytes(word: str) -> str:
+    """CLIP's tokenizer writes each byte as a letter of its own; a piece may end within a character, whose bytes are
+    then kept as Python keeps bytes that are no text (PEP 383) until the word is whole."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    if not all(letter in letters for letter in word):
+        return word
+    return bytes(letters[letter] for letter in word).decode("utf-8", "surrogateescape")
 
 
 def _tokenized(tokenizer, text: str):
@@ -215,7 +235,7 @@ def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
 
 def _ddim(config: dict):
     """diffusers' DDIMScheduler with the betas that a config states."""
-    from diffusers import DDIMScheduler, DDPMScheduler
+    from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, DDPMScheduler
 
     of = f"the scheduler of this model ({config.get('_class_name', 'no class')})"
     trained = config.get("num_train_timesteps", 1000)
@@ -228,7 +248,9 @@ def _ddim(config: dict):
         )
     try:
         try:
-            scheduler = DDIMScheduler.from_config(config)
+            # The one shifts its noise levels by a factor that the other ignores.
+            kind = CogVideoXDDIMScheduler if "snr_shift_scale" in config else DDIMScheduler
+            scheduler = kind.from_config(config)
         except NotImplementedError:  # betas that DDIM does not know, and DDPM may: sigmoid
             betas = DDPMScheduler.from_config(config).betas.tolist()
             scheduler = DDIMScheduler.from_config({**config, "beta_schedule": "linear", "trained_betas": betas})

@@ -22,8 +22,8 @@ from ...engine.plan import Control, EditPlan, attend_with
 from ...engine.words import SOURCE, Block, Model, Site
 
 LAYER = re.compile(
-    r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.\w+\.\d+"
-)  # of a UNet: what is evaluated again at once
+    r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.\w+\.\d+|transformer_blocks\.\d+"
+)  # of a UNet or a transformer: what is evaluated again at once
 
 
 @contextmanager
@@ -48,7 +48,8 @@ def _attached(
                 layer = network.get_submodule(site.layer)
                 stack.callback(layer.set_processor, layer.processor)
                 grid = model.grid(site, evaluation.latents.shape)
-                layer.set_processor(TappedAttention(site, grid, evaluation, rewriting))
+                tap = TappedJoint if site.kind == "joint" else TappedAttention
+                layer.set_processor(tap(site, grid, evaluation, rewriting))
         for block in model.blocks if reading else ():
             if block.name.startswith(within):
                 hook = _feature_hook(block, evaluation, reading)
@@ -105,19 +106,22 @@ class TappedAttention:
         def heads(x: Tensor) -> Tensor:
             return rearrange(x, "(r g) m (h d) -> r g h m d", r=rows, h=layer.heads)
 
+        placed = getattr(layer, "placed", _as_it_is)  # by frame, in layers that know their order
+
         def project(tokens: Tensor) -> tuple[Tensor, Tensor]:
             flat = rearrange(tokens, "r g m c -> (r g) m c")
-            return tuple(
+            k, v = (
                 rearrange(to(flat), "(r g) m (h d) -> r g h m d", r=len(tokens), h=layer.heads)
                 for to in (layer.to_k, layer.to_v)
             )
+            return placed(k), v
 
         tokens = rearrange(hidden_states, "(r g) m c -> r g m c", r=rows)
         call = Call(
             self.site,
             self.evaluation.rows,
-            heads(layer.to_q(hidden_states)),
-            heads(layer.to_k(context)),
+            placed(heads(layer.to_q(hidden_states))),
+            placed(heads(layer.to_k(context))),
             heads(layer.to_v(context)),
             self.evaluation.frames,
             self.grid,
@@ -126,9 +130,70 @@ class TappedAttention:
             tokens,
             project,
             self.evaluation.run,
+            layer.logit_bias(tokens.shape[2])[None, None] if hasattr(layer, "logit_bias") else None,
         )
         x = rearrange(self.attend(beside(call)), "r g h m d -> (r g) m (h d)").to(hidden_states.dtype)
         return layer.to_out[1](layer.to_out[0](x))
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+class TappedJoint:
+    """The same for a layer that attends over the text and the whole clip at once, text first: one group of tokens.
+
+    Queries and keys are normalised by head; those of the clip are then turned by their place, where the model does so.
+    """
+
+    def __init__(self, site: Site, grid: tuple[int, int, int], evaluation: Evaluation, controls: Sequence[Control]):
+        self.site, self.grid, self.evaluation = site, grid, evaluation
+        self.attend = attend_with(controls, softmax_attention)
+
+    def __call__(
+        self,
+        layer: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if attention_mask is not None:
+            raise ValueError(f"{self.site.layer} was given an attention mask, which controls do not support")
+        text = encoder_hidden_states.shape[1]
+        tokens = torch.cat([encoder_hidden_states, hidden_states], 1)[:, None]
+
+        def heads(x: Tensor) -> Tensor:
+            return rearrange(x, "r g m (h d) -> r g h m d", h=layer.heads)
+
+        def placed(x: Tensor, norm: nn.Module | None) -> Tensor:
+            x = heads(x) if norm is None else norm(heads(x))
+            return x if image_rotary_emb is None else torch.cat([x[..., :text, :], _turned(x[..., text:, :])], -2)
+
+        def _turned(x: Tensor) -> Tensor:
+            from diffusers.models.embeddings import apply_rotary_emb
+
+            return apply_rotary_emb(x.squeeze(1), image_rotary_emb)[:, None]
+
+        def project(x: Tensor) -> tuple[Tensor, Tensor]:
+            return placed(layer.to_k(x), layer.norm_k), heads(layer.to_v(x))
+
+        call = Call(
+            self.site,
+            self.evaluation.rows,
+            placed(layer.to_q(tokens), layer.norm_q),
+            *project(tokens),
+            self.evaluation.frames,
+            self.grid,
+            layer.scale,
+            tokens,
+            tokens,
+            project,
+            self.evaluation.run,
+        )
+        x = rearrange(self.attend(beside(call)), "r 1 h m d -> r m (h d)").to(hidden_states.dtype)
+        x = layer.to_out[1](layer.to_out[0](x))
+        return x[:, text:], x[:, :text]
 
 
 def _feature_hook(block: Block, evaluation: Evaluation, controls: Sequence[Control]):

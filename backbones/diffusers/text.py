@@ -7,7 +7,7 @@ from einops import repeat
 from torch import Tensor, nn
 
 from ...engine.autograd import ordinary, plain_torch
-from ...engine.words import Prompt
+from ...engine.words import Prompt, require_text
 from ..memory import Memory
 from . import parts
 
@@ -21,6 +21,7 @@ class ClipText:
 
     @plain_torch
     def embed(self, text: str) -> Prompt:
+        require_text(text)
         with self.memory.resident(self.encoder):
             embedding = parts.embed_text(self.tokenizer, self.encoder, text, self.memory.device).cpu()
         return prompt_of(embedding, text, self.fingerprint, parts.token_texts(self.tokenizer, text))

@@ -46,6 +46,11 @@ class DiffusersUNet:
         self.scheduler_config, self.scaling_factor = scheduler_config, scaling_factor
         self.fingerprint = parts.fingerprint(network)
 
+    @staticmethod
+    def most_frames(network: nn.Module) -> int | None:
+        """Of a clip that a network can take; None: any number."""
+        return None
+
     @property
     def device(self) -> torch.device:
         return self.memory.device

@@ -93,7 +93,7 @@ def map_kernel(
         b_z = logits(q + gh * P * D, k + gh * N * D, o_p, o_n, P, N, scale, D, BP, BN, BD, PRECISION, UPCAST)
         b_max = tl.load(peak + gh * P + o_p, mask=o_p < P, other=0.0)
         b_sum = tl.load(total + gh * P + o_p, mask=o_p < P, other=1.0)
-        b_out += tl.exp2(b_z - b_max[:, None]) / b_sum[:, None]
+        b_out += tl.exp2(b_z - b_max[:, None]) * (1 / b_sum)[:, None]  # a division a row, not one an entry
     o_out = (slot * P + o_p)[:, None] * N + o_n[None, :]
     tl.store(out + o_out, b_out / H, mask=(o_p[:, None] < P) & (o_n[None, :] < N))
 
@@ -102,8 +102,7 @@ def dot_meta(size: int, dtype: torch.dtype, arch: str) -> dict:
     """How every kernel here multiplies heads of `size` channels."""
     return {
         "D": size,
-        # 40 channels are 3 x 16, not 64: what is padded is multiplied too
-        "BD": 32 if size % 32 == 0 and dtype != torch.float32 else 16,
+        "BD": _channels(size, dtype, arch),
         # three tf32 products are float32 but for the last bits, on tensor cores; AMD's multiply float32 as it is
         "PRECISION": "tf32x3" if dtype == torch.float32 and arch.startswith("sm_") else "ieee",
         # the interpreter multiplies bfloat16's bit patterns (Triton 3.4 to 3.9)
@@ -111,10 +110,22 @@ def dot_meta(size: int, dtype: torch.dtype, arch: str) -> dict:
     }
 
 
+def _channels(size: int, dtype: torch.dtype, arch: str) -> int:
+    """How many are multiplied at a time. All at once leaves a single loop, over tokens, which is then pipelined: on
+    an H200 that outweighs the padding (40 to 64: twice as fast). 160 spill, and 80 are too many for AMD's memory."""
+    if dtype == torch.float32:
+        return 16
+    if size <= 64 or (size <= 128 and arch.startswith("sm_")):
+        return max(16, triton.next_power_of_2(size))
+    return 32 if size % 32 == 0 else 16
+
+
 def config(size: int, dtype: torch.dtype, arch: str) -> tuple[dict, dict]:
-    """Meta-parameters of `normaliser_kernel` and of `map_kernel`."""
+    """Meta-parameters of `normaliser_kernel` and of `map_kernel`; measured on an H200, see `benchmarks/gpu`."""
     block = {**dot_meta(size, dtype, arch), "BP": 64, "BN": 64, "num_stages": 2}
-    return {**block, "num_warps": 8 if dtype == torch.float32 else 4}, {**block, "num_warps": 8}
+    if dtype == torch.float32:
+        return {**block, "num_warps": 8}, {**block, "num_warps": 8}
+    return {**block, "num_warps": 4}, {**block, "num_warps": 4, "num_stages": 3 if size <= 64 else 2}
 
 
 def normalisers(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -54,11 +54,13 @@ def dq_kernel(
         b_p = tl.where(inside, tl.exp2(b_z - b_max[:, None]), 0.0)
         b_d += tl.sum(b_p * b_ds, 1)
         b_own += tl.sum(b_p, 1)
-    b_d = b_d / tl.where(o_p < N, b_own, 1.0) / H
+    mean = 1.0 / H  # the same factor on both sides of dS / H - D
+    b_d = b_d / tl.where(o_p < N, b_own, 1.0) * mean
     tl.store(rowsum + o_p, b_d, mask=o_p < N)
 
     most = tl.load(largest + s)
     stretch = 16384.0 / tl.where(most > 0, most, 16384.0)
+    b_share = stretch / b_sum  # divided once, not for every entry
     # [BP D1], [BP D2]
     b_dq1 = tl.zeros([BP, D1], dtype=tl.float32)
     if D2 > 0:
@@ -68,9 +70,7 @@ def dq_kernel(
         inside = (o_p[:, None] < N) & (o_n[None, :] < N)
         b_z = logits(q, k, o_p, o_n, N, N, scale2, D, BP, BN, BD, PRECISION, UPCAST)
         b_ds = tl.load(p_ds + o_n[None, :], mask=inside, other=0.0)
-        b_dz = (
-            tl.where(inside, tl.exp2(b_z - b_max[:, None]) / b_sum[:, None] * (b_ds / H - b_d[:, None]), 0.0) * stretch
-        )
+        b_dz = tl.where(inside, tl.exp2(b_z - b_max[:, None]) * b_share[:, None] * (b_ds * mean - b_d[:, None]), 0.0)
         b_k = tile(k, o_n, N, 0, D, D1, UPCAST)
         b_dq1 = tl.dot(b_dz.to(b_k.dtype), b_k, b_dq1, input_precision=PRECISION)
         if D2 > 0:
@@ -101,7 +101,7 @@ def dk_kernel(
     ds += s * N * N
     rowsum += (s * H + tl.program_id(1)) * N
     most = tl.load(largest + s)
-    stretch = 16384.0 / tl.where(most > 0, most, 16384.0)
+    stretch, mean = 16384.0 / tl.where(most > 0, most, 16384.0), 1.0 / H
     # [BN D1], [BN D2]
     b_dk1 = tl.zeros([BN, D1], dtype=tl.float32)
     if D2 > 0:
@@ -111,14 +111,12 @@ def dk_kernel(
         inside = (o_n[:, None] < N) & (o_p[None, :] < N)
         # [BP]
         b_max = tl.load(peak + h * N + o_p, mask=o_p < N, other=0.0)
-        b_sum = tl.load(total + h * N + o_p, mask=o_p < N, other=1.0)
+        b_share = stretch / tl.load(total + h * N + o_p, mask=o_p < N, other=1.0)
         b_d = tl.load(rowsum + o_p, mask=o_p < N, other=0.0)
         # [BN BP]
         b_z = logits(k, q, o_n, o_p, N, N, scale2, D, BN, BP, BD, PRECISION, UPCAST)
         b_ds = tl.load(ds + o_p.to(tl.int64)[None, :] * N + o_n[:, None], mask=inside, other=0.0)
-        b_dz = (
-            tl.where(inside, tl.exp2(b_z - b_max[None, :]) / b_sum[None, :] * (b_ds / H - b_d[None, :]), 0.0) * stretch
-        )
+        b_dz = tl.where(inside, tl.exp2(b_z - b_max[None, :]) * b_share[None, :] * (b_ds * mean - b_d[None, :]), 0.0)
         b_q = tile(q, o_p, N, 0, D, D1, UPCAST)
         b_dk1 = tl.dot(b_dz.to(b_q.dtype), b_q, b_dk1, input_precision=PRECISION)
         if D2 > 0:
@@ -140,13 +138,14 @@ def backward_config(size: int, dtype: torch.dtype, arch: str) -> tuple[dict, dic
     rest = max(0, size - first)
     # what is kept across the sweep is as wide as the head: 80 is 64 + 16, not 128
     meta = {**dot_meta(size, dtype, arch), "D1": first, "D2": max(16, triton.next_power_of_2(rest)) if rest else 0}
-    meta |= {"num_warps": 8, "num_stages": 2}
     # a program keeps `own` rows of its gradient and sweeps the other side in steps; wider ones spill
-    own, step = 64, 64
-    if dtype == torch.float32:
-        step = 16
-    elif size > 128 or meta["BD"] == 32:
-        step = 32
+    if dtype == torch.float32:  # with 64 rows of 160 channels an H200's results moved from run to run (Triton 3.6)
+        own, step, warps = 32, 16, {"num_warps": 4, "num_stages": 2}
+    elif size > 128:
+        own, step, warps = 64, 32, {"num_warps": 8, "num_stages": 2}
+    else:
+        own, step, warps = 64, 32, {"num_warps": 4, "num_stages": 3}
+    meta |= warps
     return {**meta, "BP": own, "BN": step}, {**meta, "BP": step, "BN": own}
 
 

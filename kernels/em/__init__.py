@@ -56,7 +56,7 @@ def em_step(
     return new, mass
 
 
-def em_values(
+def em_means(
     tokens: Tensor,
     values: Tensor,
     bases: Tensor,
@@ -64,16 +64,23 @@ def em_values(
     temperature: float,
     eps: float = 1e-4,
     backend: Backend = "auto",
-) -> Tensor:
-    """The value of each base: the mean of `values` [... T W] under the responsibilities that `bases` take.
+) -> tuple[Tensor, Tensor]:
+    """The mean of `values` [... T W] under the responsibilities that `bases` take, for every base.
 
-    STEM's values go by the last E-step, so give the bases that went *into* the last `em_step`, not its result.
+    STEM's values go by the last E-step, so give the bases that go *into* the last round, not its result; and with keys
+    and values side by side, the round and its values are one sweep over the tokens.
 
     Returns:
-        [... K W] float32 (float64 for float64 tokens). Dead bases fade to 0. Other arguments: see `em_step`.
+        means: [... K W] float32 (float64 for float64 tokens). Dead bases fade to 0.
+        mass: [... K]. Other arguments: see `em_step`.
     """
     sums, mass = _sums(tokens, values, bases, temperature, eps, backend)
-    return _mean(sums, mass, eps)
+    return _mean(sums, mass, eps), mass
+
+
+def em_values(tokens: Tensor, values: Tensor, bases: Tensor, **options) -> Tensor:
+    """The means of `em_means` alone."""
+    return em_means(tokens, values, bases, **options)[0]
 
 
 def em_bases(
@@ -95,10 +102,17 @@ def em_bases(
     """
     if iterations < 1:
         raise ValueError(f"want at least one EM iteration, got {iterations}")
-    for _ in range(iterations):
-        before = bases
-        bases, mass = em_step(k, before, temperature=temperature, eps=eps, keep_dead=keep_dead, backend=backend)
-    return bases, em_values(k, v, before, temperature=temperature, eps=eps, backend=backend), mass
+    options = {"temperature": temperature, "eps": eps, "backend": backend}
+    for _ in range(iterations - 1):
+        bases, _ = em_step(k, bases, keep_dead=keep_dead, **options)
+    if k.shape[-1] + v.shape[-1] > MAX_SIZE:
+        new, mass = em_step(k, bases, keep_dead=keep_dead, **options)
+        return new, em_values(k, v, bases, **options), mass
+    means, mass = em_means(k, torch.cat([k, v], -1), bases, **options)
+    new, values = means.split([k.shape[-1], v.shape[-1]], -1)
+    if keep_dead:
+        new = torch.where((mass > eps)[..., None], new, bases.to(new.dtype))
+    return new, values, mass
 
 
 def em_attention(

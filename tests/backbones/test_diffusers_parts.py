@@ -1,3 +1,4 @@
+import json
 import logging
 import time
 
@@ -8,8 +9,10 @@ from torch import nn
 from weft.backbones.diffusers import parts
 from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.diffusers.parts import embed_text, fingerprint, token_texts
+from weft.backbones.diffusers.text import prompt_of
 from weft.backbones.memory import PlainMemory
 from weft.benchmarks.measure import peak_bytes
+from weft.methods.words import words_of
 from weft.tests.numerics import CLOSE, assert_close
 
 
@@ -341,3 +344,27 @@ def test_a_vae_that_overflows_goes_on_in_float32_for_that_clip(image, way, caplo
     assert "goes on in float32" in line.getMessage()
     assert image.codec.vae.dtype == torch.bfloat16
     assert all(torch.equal(p.float(), weights[n]) for n, p in image.codec.vae.named_parameters())
+
+
+def test_half_a_character_is_refused(tiny):
+    with pytest.raises(ValueError, match="character 3 of a text is half of one"):
+        tiny.text.embed("a \ud83d square")
+    tiny.text.embed("a \U0001f642 square")
+
+
+@pytest.mark.parametrize("text", ["a café", "日本 cat", "naïve ÆØÅ", "кот"])
+def test_the_tokens_of_any_letters_spell_them(tmp_path, text):
+    """A tokenizer of single bytes, as CLIP's is where it knows no word."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    vocabulary = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 40, **marks}))
+    tokens = token_texts(CLIPTokenizer.from_pretrained(tmp_path, pad_token="<|endoftext|>"), text)
+    words = words_of(prompt_of(torch.zeros(1, 40, 1), text, "", tokens))
+    assert "".join(word for word, _ in words) == text.lower().replace(" ", "")
+    assert [at for _, places in words for at in places] == [i for i, token in enumerate(tokens) if token]

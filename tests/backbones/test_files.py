@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from weft.backbones.files import stamp, walk
+from weft.backbones.files import found, stamp, walk
 
 
 @pytest.fixture
@@ -43,6 +43,38 @@ def test_what_is_not_there_is_empty(tree):
     (tree / "here" / "nothing").symlink_to(tree / "gone")
     assert "nothing" in names(tree / "here")
     assert names(tree / "gone") == names(tree / "far" / "model_index.json") == []
+
+
+def test_what_would_be_waited_for_and_what_is_no_text_is_left_out(tree):
+    os.mkfifo(tree / "here" / "pipe")
+    (tree / "here" / os.fsdecode(b"latin-\xe9")).write_text("a name that is no UTF-8")
+    assert names(tree / "here") == ["model_index.json", "unet/a.safetensors", "unet/b.safetensors"]
+
+
+def test_folders_deeper_than_python_calls(tmp_path):
+    deep = tmp_path
+    for _ in range(1200):
+        deep = deep / "d"
+        deep.mkdir()
+    (deep / "file").write_text("x")
+    assert [path.name for path in walk(tmp_path)] == ["file"]
+
+
+def test_a_menu_has_what_is_chosen_below_each_folder_and_the_first_of_one_name(tree):
+    menu = found([tree / "here", tree / "far"], lambda file: file.parent if file.suffix == ".json" else None)
+    assert menu == {".": tree / "here"}
+    assert list(found([tree], lambda file: file)) == sorted(map(str, found([tree], lambda file: file)))
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), RecursionError("deep"), OSError("gone"), KeyError("x")])
+def test_what_cannot_be_looked_at_is_in_no_menu_and_the_others_are(tree, caplog, error):
+    def choose(file):
+        if file.name == "a.safetensors":
+            raise error
+        return file if file.suffix == ".safetensors" else None
+
+    assert list(found([tree / "here"], choose)) == ["unet/b.safetensors"]
+    assert "a.safetensors" in caplog.text
 
 
 CHANGES = {

@@ -1,12 +1,14 @@
 """An adapted model is a new one: the model it came from does not change, in memory or in what it gives."""
 
+import errno
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from weft.backbones.diffusers.loading import load_backbone
-from weft.backbones.lora import adapt, load_adapter, save_adapter, with_adapter
+from weft.backbones.lora import adapt, keep_adapter, load_adapter, save_adapter, with_adapter
 from weft.backbones.memory import PlainMemory
 from weft.engine.call import Evaluation
 from weft.engine.edit import edit
@@ -200,6 +202,36 @@ def test_adapters_of_another_model_are_refused(tiny_instruct, tmp_path):
         adapt(adapted, push)
     with pytest.raises(ValueError, match="want a rank of 1 or more, got 0"):
         adapt(tiny_instruct, push, rank=0)
+
+
+def test_an_adapter_is_never_overwritten(tiny_instruct, tmp_path, caplog):
+    _, adapter, _ = adapt(tiny_instruct, push, rank=2)
+    caplog.set_level("INFO")
+    for _ in range(2):
+        keep_adapter(adapter, tmp_path / "blue.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["blue.safetensors", "blue_2.safetensors"]
+    assert "blue_2.safetensors" in caplog.text
+
+
+def test_a_full_disk_does_not_cost_the_adapted_model(tiny_instruct, tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    keep = partial(keep_adapter, path=tmp_path / "blue.safetensors")
+    adapted, adapter, _ = adapt(tiny_instruct, push, rank=2, rescue=keep)
+    keep(adapter)
+    assert "No space left on device" in caplog.text
+    assert not list(tmp_path.iterdir())
+    assert adapted.name == "tiny-instruct + adapter"
+
+
+def test_an_adapter_of_another_rank_than_it_says_is_refused_before_its_layers_are_made(tiny_instruct, tmp_path):
+    _, adapter, _ = adapt(tiny_instruct, push, rank=2)
+    for weights in (adapter.weights, {}):
+        path = save_adapter(replace(adapter, weights=weights, rank=10**12), tmp_path / "huge.safetensors")
+        with pytest.raises(ValueError, match="not of the rank that it says"):
+            load_adapter(path)
 
 
 def test_files_that_are_no_adapters_are_refused(tmp_path):

@@ -4,6 +4,7 @@ It is a process of its own: ComfyUI's `nodes` and `utils` would clash with ours,
 """
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def server(comfyui, base, tiny_folder, tiny_instruct_folder):
     paths.write_text(f"elsewhere:\n  base_path: {base / 'elsewhere'}\n  sams: sams\n")
     put_sams(base / "models" / "sams", base / "elsewhere" / "sams")
     put_clips(base / "models")
+    put_bad_files(base / "models")
     with comfyui_server(comfyui, base, arguments=["--cpu", "--extra-model-paths-config", str(paths)]) as running:
         yield running
 
@@ -100,6 +102,17 @@ def put_clips(models):
     shutil.copytree(shipped / "clip", models / "clip" / "half")
     truncate_weights(models / "clip" / "half")
     shutil.copytree(shipped / "text_encoder", models / "clip" / "reader")
+
+
+def put_bad_files(models):
+    """What stands in model folders and cannot be read: JSON too deep for a parser, a pipe, a name that is no text."""
+    for place in ("clip/deep", "sam2/deep", "diffusers/deep", "owlv2/deep"):
+        (models / place).mkdir(parents=True)
+        for name in ("config.json", "model_index.json"):
+            (models / place / name).write_text("[" * 200_000)
+    (models / "clip" / "pipe").mkdir()
+    os.mkfifo(models / "clip" / "pipe" / "config.json")
+    (models / "clip" / os.fsdecode(b"latin-\xe9")).mkdir()
 
 
 def change_weights(folder):

@@ -1,11 +1,16 @@
 """A custom node that the tests give to ComfyUI: its plan tells of every evaluation of the network, as it begins.
 
-ComfyUI's own progress events will not do: once a cancel has arrived, it sends none.
+ComfyUI's own progress events will not do: once a cancel has arrived, it sends none. Where the input folder has a file
+`kill_at`, the server kills itself at the step whose number is in it, once.
 """
 
+import os
+import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+import folder_paths
 from server import PromptServer
 
 EVENT = "weft_test_evaluation"
@@ -26,6 +31,10 @@ class CountEvaluations:
             def evaluate(self, evaluation, evaluate):
                 server = PromptServer.instance
                 server.send_sync(EVENT, {"prompt_id": server.last_prompt_id}, server.client_id)
+                kill_at = Path(folder_paths.get_input_directory(), "kill_at")
+                if kill_at.exists() and int(kill_at.read_text()) == evaluation.run.step:
+                    kill_at.unlink()
+                    os.kill(os.getpid(), signal.SIGKILL)
                 return evaluate(evaluation)
 
         return ((plan or plans.PLAIN).then(Count()),)

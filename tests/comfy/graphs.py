@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from weft.headless.client import Result, Server
+from weft.tests.schemas import schemas
 
 CLIP = "clip.mp4"
 PLAN_AND_AFTER = {"str", "sample", "latent", "decode", "pictures"}  # what a change of a method's number may rerun
@@ -62,6 +63,13 @@ def masked(mask, **options):
 
 def node(kind, **inputs):
     return {"class_type": kind, "inputs": inputs}
+
+
+def filled(kind, **inputs):
+    """One of our nodes with the defaults that its schema says for what is not given."""
+    widgets = [slot for slot in schemas()[kind].inputs if slot.is_widget and not slot.optional]
+    defaults = {w.name: w.details.get("default", (w.details.get("options") or [""])[0]) for w in widgets}
+    return node(kind, **defaults | inputs)
 
 
 @dataclass

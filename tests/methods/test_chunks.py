@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from weft.methods.chunks import merge, plan_chunks, read_order, select
+from weft.methods.chunks import AGREE, merge, plan_chunks, read_order, select
 from weft.tests.conftest import ROOT
 from weft.tests.numerics import assert_close
 
@@ -49,9 +49,16 @@ def test_merging_undoes_cutting_in_any_order(order):
 
 
 def test_each_frame_comes_from_the_worker_that_owns_it():
-    plan = plan_chunks(4, 2, group=(3, 0))
-    parts = [torch.full((len(plan.chunk(i).frames), 2, 3, 3), float(i)) for i in range(2)]
-    assert merge(plan, torch.cat(parts))[:, 0, 0, 0].tolist() == [0, 0, 1, 1]
+    plan, step = plan_chunks(4, 2, group=(3, 0)), AGREE / 2  # workers round a little differently
+    parts = [torch.full((len(plan.chunk(i).frames), 2, 3, 3), i * step) for i in range(2)]
+    assert merge(plan, torch.cat(parts))[:, 0, 0, 0].tolist() == torch.tensor([0, 0, step, step]).tolist()
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (0, 0, 2), (1, 1, 2)], ids=["swapped", "doubled", "doubled again"])
+def test_chunks_that_are_not_what_they_are_said_to_be_show_at_the_group(order):
+    plan = plan_chunks(9, 3, group=(0, 4))
+    with pytest.raises(ValueError, match=r"chunk \d is not what the others are parts of.* differ by \d+\.\d of 255"):
+        merge(plan, gathered(plan, order))
 
 
 def test_masks_are_cut_too():

@@ -24,6 +24,27 @@ def test_words_are_put_together_from_their_tokens():
     assert positions(prompt("a", "b", "a"), "a") == [1, 3]
 
 
+def test_words_of_other_letters_are_put_together_from_pieces_of_their_characters():
+    """The pieces of a byte-level tokenizer end anywhere: here within the é and within the 日."""
+    bytes_of = [b"caf", b"\xc3", b"\xa9 ", b"\xe6\x97", b"\xa5 ", b"naive "]
+    tokens = ("", *(piece.decode("utf-8", "surrogateescape") for piece in bytes_of), "", "")
+    cafe = prompt_of(torch.zeros(1, L, 4), "café 日 naive", "model", tokens)
+    assert words_of(cafe) == [("café", [1, 2, 3]), ("日", [4, 5]), ("naive", [6])]
+    assert positions(cafe, "CAFÉ") == positions(cafe, "cafe\u0301") == [1, 2, 3]
+    with pytest.raises(ValueError, match="its words are café, 日, naive"):
+        positions(cafe, "cafe")
+
+
+def test_a_word_that_the_tokenizer_cut_in_several_is_found_where_they_stand_in_a_row():
+    cut = prompt("a", "t", "'", "shirt", "of", "2", "0", "t")
+    assert positions(cut, "T'shirt") == [2, 3, 4]
+    assert positions(cut, "20") == [6, 7]
+    assert positions(cut, "t") == [2, 8]
+    assert positions(cut, "t ' shirt of") == [2, 3, 4, 5]
+    with pytest.raises(ValueError, match="does not have the word 'shirt2'"):
+        positions(cut, "shirt2")
+
+
 def test_words_that_are_not_there_are_named():
     with pytest.raises(ValueError, match="does not have the word 'circle': its words are a, red, square, here"):
         positions(SOURCE, "circle")

@@ -89,14 +89,25 @@ def test_training_sees_what_the_folder_says(tmp_path, monkeypatch):
     assert (near - cosines).abs().max() < 0.1 * cosines.std()
 
 
-def test_groups_differ_in_what_is_edited():
+@pytest.mark.parametrize(
+    ("two", "wanted"),
+    [
+        (0, [{1}, {2}, {5, 6}]),  # "a red square on a teal striped background"
+        (1, [{1, 2}, {5, 6}, {9, 10}]),  # "a red square and a blue circle on a teal striped background"
+    ],
+    ids=["one", "two"],
+)
+def test_groups_differ_in_what_is_edited(two, wanted, monkeypatch):
+    monkeypatch.setattr(judge, "TWO", two)
     pictures, captions = judge.draw_groups(6, generator())
     words = [caption.split() for caption in captions]
     assert pictures.shape == (24, 3, world.SIZE, world.SIZE)
     for scene in range(6):
         first, *edits = words[scene::6]
-        changed = [[i for i, (a, b) in enumerate(zip(first, edit)) if a != b] for edit in edits]
-        assert changed == [[1], [2], [5, 6]]  # "a red square on a teal striped background"
+        for edit, places in zip(edits, wanted):
+            changed = {i for i, (a, b) in enumerate(zip(first, edit)) if a != b}
+            assert changed
+            assert changed <= places
     corner = pictures[:, :, 0, 0].reshape(4, 6, 3)
     assert torch.equal(corner[0], corner[1])
     assert torch.equal(corner[0], corner[2])

@@ -117,7 +117,7 @@ def test_another_text_scores_less(clips):
     ids=["sam", "detector"],
 )
 def test_what_training_writes_loads(train, load, tmp_path, monkeypatch):
-    monkeypatch.setattr(sam, "BATCH", 4)
+    monkeypatch.setattr(sam, "BATCH", dict.fromkeys(sam.BATCH, 4))
     monkeypatch.setattr(detector, "BATCH", 4)
     train(Recipe(steps=2, peak_rate=1e-3, warmup=1), tmp_path / "runs", tmp_path / "out")
     (run,) = (tmp_path / "runs").glob("*.pt")

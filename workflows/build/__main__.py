@@ -23,6 +23,7 @@ import torch
 from ...headless.client import Server
 from ...headless.comfyui import find_comfyui
 from ...headless.demo import frames_from, with_frames
+from ...headless.distributed import COLLECTOR, find_distributed, install_distributed
 from ...headless.graph import read_graph
 from ...headless.progress import Progress
 from ...headless.server import comfyui_server
@@ -66,8 +67,20 @@ def server_of_our_own() -> Iterator[Server]:
     if comfyui is None:
         sys.exit("weft: no ComfyUI found: set COMFYUI_PATH, or name a running one with --server")
     flags = [] if torch.cuda.is_available() else ["--cpu"]
-    with tempfile.TemporaryDirectory() as base, comfyui_server(comfyui, Path(base), arguments=flags) as server:
-        yield server
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        if distributed := find_distributed():
+            install_distributed(distributed, base)
+        with comfyui_server(comfyui, base, arguments=flags) as server:
+            yield server
+
+
+def _can_be_built(name: str) -> bool:
+    """A graph for several machines needs the nodes of ComfyUI-Distributed."""
+    wanted = any(node["type"] == COLLECTOR for column in GRAPHS[name].values() for node in column.values())
+    if wanted and not find_distributed():
+        print(f"weft: '{name}' is left as it is: no ComfyUI-Distributed found, COMFYUI_DISTRIBUTED_PATH names none")
+    return not wanted or find_distributed() is not None
 
 
 def main() -> None:
@@ -80,7 +93,7 @@ def main() -> None:
     if reason := obstacle():
         sys.exit(f"weft: {reason}")
     with nullcontext(Server(options.server)) if options.server else server_of_our_own() as server:
-        names = [name for name in GRAPHS if options.only in name]
+        names = [name for name in GRAPHS if options.only in name and _can_be_built(name)]
         rebuild(server, names, options.screenshot)
         if options.thumbnails:
             for name in names:

@@ -80,8 +80,10 @@ def decode(model: Wire) -> Node:
 
 
 def saved(frames: Wire) -> Column:
+    """A video with the source's speed and sound; a source without sound is as good."""
+    told = {"fps": wire("Source frames", "fps"), "audio": wire("Source frames", "audio")}
     return {
-        "Edited video": node("CreateVideo", images=frames, fps=wire("Source frames", "fps")),
+        "Edited video": node("CreateVideo", images=frames, **told),
         "Save": node("SaveVideo", video=wire("Edited video"), filename_prefix="video/weft"),
     }
 

@@ -32,18 +32,24 @@ NOTES = {
         "then": "**Adapt** learns from that pair what you mean, and **Sample** edits all frames so.",
     },
     "long": {
+        "title": "a long clip, some frames at a time",
+        "also": "",
+        "first": "**Sample** evaluates chunk_frames frames at a time: fewer need less memory, the edit is the same.",
+        "then": "For several machines take the workflow *via_long_distributed*.",
+    },
+    "distributed": {
         "title": "a long clip on several machines",
         "also": "",
-        "first": "As it is, one machine does it all, some frames at a time.",
-        "then": "For several, install ComfyUI-Distributed on all, and set **Chunks** count to their number. Connect a "
-        "*Distributed Value* to **Part** index: 0 for the master, 1, 2, ... for the workers, as INT. Put a "
-        "*Distributed Collector* between **Decode** and **Merge**. Each worker edits its part, the master merges.",
+        "first": "Install ComfyUI-Distributed, this pack and the model on all, and name the workers to the master.",
+        "then": "Set **Chunks** count to their number, the master among them; **Which part** stays 0, fixed. Each "
+        "edits its part; **Merge** proves that all came, and names one that did not.",
     },
 }
 
 
 def via(kind: str) -> Graph:
-    """An instruction for every frame: one thing ("local"), the whole picture ("global") or a clip in parts ("long")."""
+    """An instruction for every frame: one thing ("local"), the whole picture ("global"), a long clip ("long"), or one
+    on several machines ("distributed")."""
     frames, text = wire("Source frames", "images"), clip.instruction()
     model, edited, plan, evaluated, part, chunk = wire("Model"), wire("Decode"), wire("Gather-swap"), {}, frames, {}
     first, blend, merge, seed = {}, {}, {}, {}
@@ -55,18 +61,27 @@ def via(kind: str) -> Graph:
     if kind == "global":
         first, told = {"Adapt to one frame": _adaptation(frames)}, {}
         model, seed = wire("Adapt", "model"), {"seed": wire("Candidates", "seed")}
-    if kind == "long":
+    if kind in ("long", "distributed"):
+        several = kind == "distributed"
         part, chunk, edited = wire("Part", "images"), {"chunk": wire("Part", "chunk")}, wire("Merge")
-        cut = node("WeftChunkSelect", chunks=wire("Chunks"), images=frames, index=0)
-        first = {"Part of the clip": {"Chunks": node("WeftChunkPlan", images=frames, count=1), "Part": cut}}
-        merge = {"Merge": node("WeftChunkMerge", chunks=wire("Chunks"), images=wire("Decode"))}
+        index = wire("Which part") if several else 0
+        which = {"Which part": node("DistributedSeed", seed=0, control_after_generate="fixed")} if several else {}
+        first["Part of the clip"] = which | {
+            "Chunks": node("WeftChunkPlan", images=frames, count=1 + several),
+            "Part": node("WeftChunkSelect", chunks=wire("Chunks"), images=frames, index=index),
+        }
+        if several:
+            merge["Stamp"] = node("WeftChunkStamp", images=wire("Decode"), **chunk)
+            merge["Collect"] = node("DistributedCollector", images=wire("Stamp"), load_balance=False)
+        done = wire("Collect", "images") if several else wire("Decode")
+        merge["Merge"] = node("WeftChunkMerge", chunks=wire("Chunks"), images=done)
     start = {
         **told,
         "Encode": node("WeftEncodeFrames", model=model, images=part),
         "Noise": node("WeftAddNoise", model=model, latent=wire("Encode"), **chunk, **seed),
     }
     sample = {"model": model, "trajectory": wire("Noise"), "positive": wire("Instruction"), "plan": plan}
-    sample |= {"cfg": EDITOR_CFG, "chunk_frames": 4 if kind == "long" else 0}
+    sample |= {"cfg": EDITOR_CFG, "chunk_frames": 4 if kind in ("long", "distributed") else 0}
     return {
         "Read me": read_me(NOTE.format(**NOTES[kind])),
         "Source": source(EDITOR),

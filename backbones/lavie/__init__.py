@@ -1,0 +1,1 @@
+"""LaVie's base model, a class of its own."""

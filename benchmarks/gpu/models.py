@@ -1,0 +1,108 @@
+"""Networks of real sizes with random weights: what a step costs does not depend on what was learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...backbones.diffusers.codec import FrameCodec
+from ...backbones.diffusers.unet import DiffusersUNet
+from ...backbones.diffusers.unet2d import UNet2D
+from ...backbones.diffusers.unet3d import UNet3D
+from ...backbones.memory import PlainMemory
+from ...engine.ports import Backbone
+from ...engine.words import Layout, Prompt
+
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "prediction_type": "v_prediction",  # finite whatever a network of random weights says
+}
+WORDS = ["a", "red", "square", "on", "a", "gray", "plain", "background"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A clip, and how wide the networks are."""
+
+    frames: int
+    image: tuple[int, int]  # latent cells, h and w
+    video: tuple[int, int]
+    widths: tuple[int, ...]
+    vae_widths: tuple[int, ...]
+    text: int  # width of its embeddings
+    groups: int  # of normalisation
+    long: int  # frames of a long clip
+
+
+FULL = Size(16, (64, 64), (40, 64), (320, 640, 1280, 1280), (128, 256, 512, 512), 768, 32, 1440)
+TINY = Size(4, (8, 8), (4, 8), (8, 16, 16, 16), (8, 8, 8, 8), 16, 4, 24)
+
+
+class NoText:
+    """Prompts are drawn, not read."""
+
+    fingerprint = "drawn"
+
+    def __init__(self, width: int):
+        self.width = width
+
+    def embed(self, text: str) -> Prompt:
+        generator = torch.Generator().manual_seed(len(text))
+        tokens = ["", *(word + " " for word in text.split())]
+        tokens += [""] * (77 - len(tokens))
+        embedding = torch.randn(1, 77, self.width, generator=generator)
+        return Prompt({"embedding": embedding}, text, self.fingerprint, tuple(tokens))
+
+
+def image_model(size: Size, device: torch.device, dtype: torch.dtype, instruct: bool = False) -> Backbone:
+    """Stable Diffusion 1.5, or InstructPix2Pix, with its VAE."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    def make():
+        return UNet2DConditionModel(
+            in_channels=8 if instruct else 4,
+            block_out_channels=size.widths,
+            attention_head_dim=8,
+            cross_attention_dim=size.text,
+            norm_num_groups=size.groups,
+        ), AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=size.vae_widths,
+            layers_per_block=2,
+            latent_channels=4,
+            norm_num_groups=size.groups,
+        )
+
+    return _backbone("random InstructPix2Pix" if instruct else "random SD 1.5", make, UNet2D, size, device, dtype)
+
+
+def video_model(size: Size, device: torch.device, dtype: torch.dtype) -> Backbone:
+    """Zeroscope; its attention at the finest level too."""
+    from diffusers import AutoencoderKL, UNet3DConditionModel
+
+    def make():
+        return UNet3DConditionModel(
+            block_out_channels=size.widths,
+            attention_head_dim=64 if size is FULL else 8,
+            cross_attention_dim=size.text,
+            norm_num_groups=size.groups,
+        ), AutoencoderKL(norm_num_groups=size.groups, block_out_channels=(size.groups,))
+
+    return _backbone("random Zeroscope", make, UNet3D, size, device, dtype)
+
+
+def _backbone(name: str, make, family: type[DiffusersUNet], size: Size, device, dtype) -> Backbone:
+    torch.manual_seed(0)
+    with torch.device(device):
+        network, vae = (module.to(dtype).eval().requires_grad_(False) for module in make())
+    memory = PlainMemory(device)
+    layout = Layout(2 ** (len(vae.config.block_out_channels) - 1))
+    denoiser = family(name, network, layout, SCHEDULER, memory)
+    return Backbone(name, denoiser, FrameCodec(name, vae, memory), NoText(size.text))

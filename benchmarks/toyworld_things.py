@@ -1,0 +1,178 @@
+"""Edits of scenes with two things: one of two, both into different targets, remove, add, the background.
+
+    python -m weft.benchmarks.toyworld_things run      # every setting on every clip; goes on where it stopped
+    python -m weft.benchmarks.toyworld_things table    # rows -> benchmarks/results/toyworld_things.md
+    python -m weft.benchmarks.toyworld_things sheet    # some clips -> toyworld_things.jpg
+
+Rows are kept in benchmarks/results/toyworld_things.jsonl: one a setting and clip.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..backbones.diffusers.loading import load_backbone
+from ..engine.plan import PLAIN, EditPlan, Region
+from ..methods.coupled_flow import CoupledFlow, coupled_edit
+from ..toyworld import scenes
+from ..toyworld.measure_scenes import measure_scenes
+from ..toyworld.report import contact_sheet
+from ..toyworld.scenes import Scenes
+from .cases import CLIPS, WEIGHTS, through_vae
+from .rows import Rows, arguments, head, line, origin
+
+ROWS = Rows("toyworld_things")
+FIRST_SEED = 70_000  # clips 100 and up are for choosing numbers; no table counts them
+STEPS, GUIDANCE = 24, 4.0
+GROW = 8  # pixels, two latent cells
+COUPLED = CoupledFlow(start=0.8, source_guidance=1.0)
+SHOWN = {
+    "count_right": ("things that are there", 2),
+    "color_accuracy": ("color", 2),
+    "shape_accuracy": ("shape", 2),
+    "psnr_truth": ("PSNR to truth", 1),
+    "psnr_same": ("PSNR of what stays", 1),
+    "seconds": ("CPU s", 1),
+}
+NOTHING, CEILING, WORDS, MASKED = "do nothing (the source)", "ceiling", "words alone", "inside a mask"
+TITLES = {
+    "one of two": "Change one of two",
+    "both": "Change both, into different targets",
+    "remove": "Remove one of two",
+    "add": "Add a second one",
+    "background": "Change the background",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of a table."""
+
+    name: str
+    section: str  # of TITLES
+    clips: int = CLIPS
+
+
+def settings() -> list[Setting]:
+    return [Setting(name, kind) for kind in TITLES for name in (NOTHING, CEILING, WORDS, MASKED)]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One clip and its true edit."""
+
+    kind: str
+    source: Scenes
+    target: Scenes
+
+    @classmethod
+    def of(cls, kind: str, index: int) -> Pair:
+        generator = torch.Generator().manual_seed(FIRST_SEED + index)
+        return cls(kind, *scenes.draw_edits(kind, 1, generator))
+
+    def mask(self, which: int) -> Tensor:
+        """[F, H, W] wherever the old or the new sprite is, and `GROW` pixels more."""
+        old, new = (scenes.visible(s)[0, which] for s in (self.source, self.target))
+        return F.max_pool2d(((old > 0) | (new > 0)).float()[:, None], 2 * GROW + 1, stride=1, padding=GROW)[:, 0]
+
+    @property
+    def changed(self) -> list[int]:
+        """The sprites that the edit touches."""
+        return {"one of two": [0], "both": [0, 1], "remove": [1], "add": [1], "background": []}[self.kind]
+
+
+def frames_of(scene: Scenes) -> Tensor:
+    """[F, H, W, 3] in 0..1."""
+    return scenes.render(scene)[0][0].movedim(1, -1)
+
+
+class Bench:
+    """Runs settings on pairs."""
+
+    def __init__(self):
+        self.backbone = load_backbone(WEIGHTS / "things", name="toyworld/things")
+
+    def plan(self, pair: Pair) -> EditPlan:
+        """One region: the sprites that change, or all but the sprites; its prompt is the whole target, as prompts of
+        each sprite alone made the other one vanish where they overlap."""
+        prompt = self.backbone.text.embed(scenes.captions(pair.target)[0])
+        if not pair.changed:
+            sprites = (scenes.visible(pair.source)[0] > 0.5).any(0).float()
+            return PLAIN.with_region(Region(prompt, mask=1 - sprites))
+        return PLAIN.with_region(Region(prompt, mask=torch.stack([pair.mask(k) for k in pair.changed]).amax(0)))
+
+    def frames(self, pair: Pair, name: str) -> Tensor:
+        """[F, H, W, 3] in 0..1: the edit."""
+        codec, embed = self.backbone.codec, self.backbone.text.embed
+        clean = codec.encode(frames_of(pair.source))
+        source, target = (embed(scenes.captions(s)[0]) for s in (pair.source, pair.target))
+        gone = embed(scenes.negatives(pair.source, pair.target)[0])
+        plan = self.plan(pair) if name == MASKED else PLAIN
+        how = {"solver": COUPLED, "steps": STEPS, "guidance": GUIDANCE, "plan": plan}
+        return codec.decode(coupled_edit(self.backbone, clean, source, target, negative=gone, **how))
+
+    def row(self, setting: Setting, clip: int) -> dict[str, float]:
+        pair = Pair.of(setting.section, clip)
+        if setting.name == CEILING:
+            return figures(through_vae(self.backbone, frames_of(pair.target)), pair)
+        if setting.name == NOTHING:
+            return figures(frames_of(pair.source), pair)
+        start = time.process_time()
+        frames = self.frames(pair, setting.name)
+        return {"seconds": time.process_time() - start} | figures(frames, pair)
+
+
+def figures(frames: Tensor, pair: Pair) -> dict[str, float]:
+    measured = measure_scenes(frames.movedim(-1, 1)[None], pair.source, pair.target)
+    return {name: value.item() for name, value in measured.items() if not value.isnan().any()}
+
+
+def table() -> str:
+    groups, lines = ROWS.groups(), [HEADER.format(clips=CLIPS, seed=FIRST_SEED, steps=STEPS, grow=GROW, **origin())]
+    for kind, title in TITLES.items():
+        made = [s for s in settings() if s.section == kind and (kind, s.name) in groups]
+        lines += [f"\n## {title}\n", *head(SHOWN)]
+        lines += [line(s.name, groups[kind, s.name].values(), SHOWN) for s in made]
+    return "\n".join(lines) + "\n"
+
+
+HEADER = """# Edits of scenes with two things
+
+{clips} held-out clips a kind (seeds {seed} and up, one each). Model `toyworld/things` in float32 on a CPU, coupled flow
+without an inversion: {steps} noise levels of which 0.8 are used, guidance 4, the source's 1; the negative prompt names
+what goes, where something goes. {date}, commit {commit}. Commands: `python -m weft.benchmarks.toyworld_things run`,
+then `table`. Each cell is a mean [95 % bootstrap interval of the mean over clips]. A mask is where the old or the new
+sprites are, grown by {grow} pixels; of the background, all but the sprites. Color and shape count in frames where a
+thing is in full sight; what stays is all that the true edit does not touch.
+"""
+
+
+def sheet() -> None:
+    """A clip of each kind: the source, both settings, the truth."""
+    bench, rows, labels = Bench(), [], []
+    for kind in TITLES:
+        pair = Pair.of(kind, 0)
+        made = {name: bench.frames(pair, name) for name in (WORDS, MASKED)}
+        shown = {"source": frames_of(pair.source), **made, "truth": frames_of(pair.target)}
+        rows += [clip[::2] for clip in shown.values()]
+        labels += [f"{kind}: {name}" for name in shown]
+    contact_sheet(rows, ROWS.file.with_suffix(".jpg"), 2, labels)
+
+
+def main() -> None:
+    work = arguments(__doc__, "sheet")
+    if work.what == "run":
+        ROWS.fill(settings(), Bench().row, work)
+    elif work.what == "sheet":
+        sheet()
+    else:
+        ROWS.table.write_text(table())
+
+
+if __name__ == "__main__":
+    main()
