@@ -1,10 +1,9 @@
-"""The parts that diffusers folders share: a 2-D VAE run on frames, a CLIP-like text encoder, the noise schedule."""
+"""The parts that diffusers folders share: a 2-D VAE run on frames, the noise schedule."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,11 +23,9 @@ FRAMES_AT_ONCE = 8  # through the VAE at most: more are no faster, and their mem
 # convolutions need to work, as much as ComfyUI allows (1767 and 2178 numbers a pixel for widths 128 and 256).
 ENCODING_PLANES, DECODING_PLANES = 14.0, 8.6
 UNKNOWN = 2e9  # bytes to take where nobody knows what is free, as in main memory, which hardly gains by more frames
-MARKS = re.compile(r"\([^()]*:\s*[\d.]+\s*\)|\bembedding:\S+")  # of ComfyUI's own text nodes
 BRIGHTEST = 2.0  # some way over 1, as sharpening leaves it; frames in 0..255 are far beyond
 MOST_TIMESTEPS = 100_000  # any model was trained with 1,000 or so: more is a broken config
 BLOCKS, BLOCK = 2048, 64  # of a large tensor, what a fingerprint reads
-END_OF_WORD, START_OF_WORD = "</w>", "▁"  # as CLIP's tokenizer writes the one, and sentencepiece the other
 ACTIVATION_BYTES = 10_486  # a latent cell and byte of precision: what ComfyUI reckons for Stable Diffusion's UNet
 
 
@@ -147,62 +144,6 @@ def _finite(vae: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[Ca
         yield careful
     finally:
         nn.Module.to(vae, own)
-
-
-def embed_text(tokenizer, encoder: nn.Module, text: str, device: torch.device) -> Tensor:
-    """[1, L, E] last hidden state, padded to the tokenizer's length as Stable Diffusion is trained."""
-    tokens = _tokenized(tokenizer, text)
-    _tell_what_is_not_read(tokenizer, text)
-    # OpenCLIP-style encoders (SD 2.x, Zeroscope) attend over the padding as well, unless their config says otherwise.
-    mask = tokens.attention_mask.to(device) if getattr(encoder.config, "use_attention_mask", False) else None
-    return encoder(tokens.input_ids.to(device), attention_mask=mask)[0].float()
-
-
-def _tell_what_is_not_read(tokenizer, text: str) -> None:
-    """One line in the log for the end of a text that is too long, and for what means something in other nodes."""
-    longest = tokenizer.model_max_length
-    ids = tokenizer(text, verbose=False).input_ids
-    if len(ids) > longest:
-        cut = tokenizer.decode(ids[longest - 1 : -1])  # the last that is read says that the text ends
-        log.warning(
-            "a prompt of %d tokens is longer than the %d that are read, and is cut: '%s'", len(ids), longest, cut
-        )
-    if marks := MARKS.findall(text):
-        log.warning("read as they stand, as weights and embeddings mean nothing here: %s", ", ".join(marks))
-
-
-def token_texts(tokenizer, text: str) -> tuple[str, ...]:
-    """What each position of `embed_text` stands for, as in `Prompt.tokens`."""
-    tokens = _tokenized(tokenizer, text)
-    ids, given = tokens.input_ids[0].tolist(), tokens.attention_mask[0].tolist()
-    pieces = _spelled(tokenizer.convert_ids_to_tokens(ids))
-    return tuple(p if here and i not in tokenizer.all_special_ids else "" for p, i, here in zip(pieces, ids, given))
-
-
-def _spelled(pieces: list[str]) -> list[str]:
-    """Tokens as text, a space after a word's end: CLIP marks where words end, sentencepiece where they begin."""
-    if not any(piece.startswith(START_OF_WORD) for piece in pieces):
-        return [_of_bytes(piece.removesuffix(END_OF_WORD)) + " " * piece.endswith(END_OF_WORD) for piece in pieces]
-    following = [*pieces[1:], START_OF_WORD]
-    last = [after.startswith((START_OF_WORD, "<")) for after in following]  # <: a special token
-    return [p.removeprefix(START_OF_WORD) + " " * end for p, end in zip(pieces, last)]
-
-
-def _of_bytes(word: str) -> str:
-    """CLIP's tokenizer writes each byte as a letter of its own; a piece may end within a character, whose bytes are
-    then kept as Python keeps bytes that are no text (PEP 383) until the word is whole."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
-    if not all(letter in letters for letter in word):
-        return word
-    return bytes(letters[letter] for letter in word).decode("utf-8", "surrogateescape")
-
-
-def _tokenized(tokenizer, text: str):
-    return tokenizer(
-        text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
 
 
 def make_schedule(scheduler_config: dict, steps: int) -> Schedule:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...engine.autograd import ordinary, plain_torch
 from ...engine.words import Prompt, require_text
 from ..memory import Memory
-from . import parts
+from . import parts, tokens
 
 
 class ClipText:
@@ -23,8 +23,8 @@ class ClipText:
     def embed(self, text: str) -> Prompt:
         require_text(text)
         with self.memory.resident(self.encoder):
-            embedding = parts.embed_text(self.tokenizer, self.encoder, text, self.memory.device).cpu()
-        return prompt_of(embedding, text, self.fingerprint, parts.token_texts(self.tokenizer, text))
+            embedding = tokens.embed_text(self.tokenizer, self.encoder, text, self.memory.device).cpu()
+        return prompt_of(embedding, text, self.fingerprint, tokens.token_texts(self.tokenizer, text))
 
 
 def prompt_of(embedding: Tensor, text: str, encoder: str, tokens: tuple[str, ...] = ()) -> Prompt:

@@ -17,6 +17,8 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -28,12 +30,12 @@ from .report import Report
 
 
 def heading(device: torch.device, minutes: float) -> str:
-    triton = sys.modules.get("triton")
+    found = find_spec("triton") is not None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     command = " ".join(["python -m weft.benchmarks.gpu", *sys.argv[1:]])
     return (
         f"# The pack on {name}\n\n{datetime.date.today()}, `{command}`, commit {origin()['commit']}, torch "
-        f"{torch.__version__}, Triton {triton.__version__ if triton else 'not loaded'}, Python "
+        f"{torch.__version__}, Triton {version('triton') if found else 'not there'}, Python "
         f"{platform.python_version()}; {minutes:g} minutes were given.\n"
     )
 
@@ -69,10 +71,6 @@ def main() -> int:
     (options.out / "errors.txt").unlink(missing_ok=True)
     if device.type == "cpu":
         os.environ.setdefault("WEFT_KERNELS", "chunked")  # the interpreter is for the kernels' questions alone
-    else:
-        import triton  # noqa: F401  its version is told
-
-        torch.cuda.init()
     report = Report(options.out, heading(device, options.minutes), time.monotonic() + 60 * options.minutes)
     for name, (call, seconds) in parts(report, device, options.tiny).items():
         if re.search(options.only, name) and not (options.tiny and name == "kernel tests"):  # CI has them without it

@@ -8,8 +8,9 @@ from torch import nn
 
 from weft.backbones.diffusers import parts
 from weft.backbones.diffusers.loading import load_backbone
-from weft.backbones.diffusers.parts import embed_text, fingerprint, token_texts
+from weft.backbones.diffusers.parts import fingerprint
 from weft.backbones.diffusers.text import prompt_of
+from weft.backbones.diffusers.tokens import embed_text, token_texts
 from weft.backbones.memory import PlainMemory
 from weft.benchmarks.measure import peak_bytes
 from weft.methods.words import words_of
