@@ -65,3 +65,7 @@ def from_conditioning(conditioning: list) -> Prompt:
         case _:
             raise ValueError("this conditioning is not from Weft: use 'Encode Prompt (Weft)' with the same model")
     return prompt_of(embedding, extra["weft_text"], extra["weft_encoder"], tuple(extra.get("weft_tokens", ())))
+
+
+def is_embedding(value: object) -> bool:
+    return getattr(value, "ndim", 0) == 3

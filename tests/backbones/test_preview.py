@@ -28,7 +28,8 @@ def test_a_preview_looks_like_what_the_latents_decode_to(tiny, trajectory, monke
         return pixels.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
     monkeypatch.setattr(tiny.codec, "decode", decode)
-    monkeypatch.setattr(tiny.codec, "encode", lambda frames: torch.zeros(2 * len(frames), 4, 6, 10))  # not one a frame
+    monkeypatch.setattr("weft.backbones.preview._recolored", lambda frames: frames)
+    monkeypatch.setattr(tiny.codec, "encode", lambda frames: tiny.codec.unscale(few(trajectory.latents[0])))
     z = trajectory.latents[0]
     want = torch.einsum("fchw,cd->fhwd", z, colors) + 0.5
     torch.testing.assert_close(LatentPreview(tiny, trajectory)(z), want.clamp(0, 1), atol=5e-3, rtol=0)

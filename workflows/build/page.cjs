@@ -140,6 +140,7 @@ const VERBS = {
   key: (page, key) => page.keyboard.press(key),
   run: (page) => finished(page, () => page.evaluate(() => void window.app.queuePrompt(0, 1))),
   runBy: (page, key) => finished(page, () => page.keyboard.press(key)),
+  until: (page, expression) => page.waitForFunction(expression, null, { timeout: 240000 }),
   wait: (page, seconds) => page.waitForTimeout(1000 * seconds),
   reopen: (page) => page.evaluate(() => window.app.loadGraphData(window.app.graph.serialize())),
   read: (page, expression) => page.evaluate(expression),
