@@ -12,12 +12,13 @@ from torch import Tensor
 
 from .autograd import plain_torch
 from .call import Call, Evaluation, Run
+from .check import check_edit
 from .evaluate import Chunks, evaluate_with
 from .monitor import SILENT, Monitor
 from .plan import PLAIN, EditPlan, Step, name_of
 from .ports import Backbone, Denoiser, Predict
 from .probe import read_calls
-from .regions import Inputs, Part, Parts, parts_of
+from .regions import Inputs, Part, Parts
 from .solver import DDIM, Seen, Solver
 from .source import Trajectory
 from .words import POSITIVE, SOURCE, SOURCE_NEGATIVE, Prompt, Row
@@ -62,17 +63,10 @@ def edit(
         ValueError: model, prompts, a control or a region do not fit the trajectory or each other, or the latents
             become NaN.
     """
-    for scale, towards in ((guidance, "a guidance scale"), (image_guidance, "an image guidance scale")):
-        if not scale >= 0:
-            raise ValueError(f"want {towards} of 0 or more, got {scale}")
+    scales = {"guidance": guidance, "image_guidance": image_guidance}
+    parts = check_edit(backbone, trajectory, positive, negative=negative, plan=plan, solver=solver, **scales)
     denoiser, (frames, _, *size) = backbone.denoiser, trajectory.shape
     negative = trajectory.prompt if negative is None else negative
-    image_guidance = image_guidance if denoiser.sees_source else 1.0
-    parts = parts_of(plan, trajectory, denoiser.layout, positive, negative, guidance, image_guidance)
-    backbone.require(trajectory, trajectory.prompt, negative, *parts.prompts)
-    solver.check(trajectory, denoiser)
-    for part in parts:
-        part.plan.check(trajectory, denoiser, part.positive)
     chunks = [Chunks.asked(denoiser, frames, chunk_frames, group[0].plan) for group in parts.groups]
     run = _Edit(denoiser, trajectory, negative, solver, parts, chunks, seed, monitor)
     rows = max(len(run.rows(group, trajectory.at(0), trajectory, 1)) for group in parts.groups)

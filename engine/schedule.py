@@ -44,10 +44,10 @@ class Schedule:
                 f"want S >= 1 timesteps and S + 1 levels, got {len(self.timesteps)}, {len(self.signal)}, "
                 f"{len(self.noise)}"
             )
-        if any(a >= b for a, b in zip(self.timesteps, self.timesteps[1:])):
+        if falls := [(a, b) for a, b in zip(self.timesteps, self.timesteps[1:]) if a >= b]:
             raise ValueError(
-                f"timesteps must rise without repeats, got {self.timesteps}: use fewer steps than the model was "
-                "trained with"
+                f"{self.steps} steps are more than this model has noise levels for: timestep {falls[0][0]:g} is "
+                f"followed by {falls[0][1]:g}, and they must rise; use fewer steps"
             )
         if self.prediction == "epsilon" and min(self.signal) <= 0:
             raise ValueError("a model that predicts epsilon cannot start from pure noise (alpha-bar 0): use v")

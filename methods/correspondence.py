@@ -13,6 +13,7 @@ compared by cosine similarity within a window of the next and the previous frame
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from typing import get_args
@@ -185,12 +186,30 @@ def match_frames(found: Correspondence, frames: Tensor, points: list[tuple[float
     return painted
 
 
-def parse_points(text: str) -> list[tuple[float, float]]:
-    """ "0.5 0.5; 0.25 0.75" -> [(0.5, 0.5), (0.25, 0.75)].
+def as_pictures(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[F-1, h, w K, 3] in 0..1: a table of places [F-1, N, K] as pictures of 8 bits, for a browser to look up in.
+
+    A place is red + 256 green + 65536 blue, and all white is no match.
+    """
+    rows = table.cpu().reshape(len(table), grid[0], -1, 1)
+    digits = torch.cat([rows % 256, rows // 256 % 256, rows // 65536 % 256], -1)
+    return (torch.where(rows < 0, 255, digits).float() + 0.5) / 255.5
+
+
+def parse_points(text: str, size: tuple[int, int]) -> list[tuple[float, float]]:
+    """ "0.5 0.5; 0.25 0.75" -> [(0.5, 0.5), (0.25, 0.75)]; or JSON of pixels, [{"x": 32, "y": 20}], as masks take it.
+
+    Args:
+        size: (height, width) of the frames, in pixels.
 
     Raises:
-        ValueError: anything but pairs of numbers.
+        ValueError: anything but points.
     """
+    if text.strip().startswith("["):
+        try:
+            return [((p["x"] + 0.5) / size[1], (p["y"] + 0.5) / size[0]) for p in json.loads(text)]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f'want points as [{{"x": 32, "y": 20}}], in pixels, got \'{text}\'') from error
     try:
         pairs = [tuple(float(n) for n in part.replace(",", " ").split()) for part in text.split(";") if part.strip()]
     except ValueError:

@@ -15,6 +15,7 @@ NODES = {  # module -> nodes in it
     "animatediff": ("WeftLoadAnimateDiff",),
     "prompt": ("WeftLoadPrompt",),
     "frames": ("WeftEncodePrompt", "WeftEncodeFrames", "WeftDecodeFrames"),
+    "prepare": ("WeftPrepareClip", "WeftRestoreClip"),
     "inversion": ("WeftDDIMInversion",),
     "trajectory": ("WeftSaveTrajectory", "WeftLoadTrajectory"),
     "stem": ("WeftSTEMInversion", "WeftSTEMAttention"),
@@ -23,6 +24,7 @@ NODES = {  # module -> nodes in it
     "attention": ("WeftSpatioTemporalAttention", "WeftFeatureInjection"),
     "token_flow": ("WeftTokenFlow",),
     "fate_zero": ("WeftFateZero",),
+    "words": ("WeftPreviewWords",),
     "latent_blend": ("WeftLatentBlend",),
     "region": ("WeftRegion",),
     "noise": ("WeftAddNoise",),
@@ -33,6 +35,7 @@ NODES = {  # module -> nodes in it
     "sampling": ("WeftEditSampler",),
     "coupled_flow": ("WeftCoupledEdit",),
     "masks": ("WeftLoadSAM", "WeftSAMMask", "WeftTextToBoxes", "WeftTrackMask"),
+    "compare": ("WeftCompareVideos",),
     "evaluate": ("WeftEvaluateEdit",),
 }
 
@@ -40,7 +43,9 @@ NODES = {  # module -> nodes in it
 class WeftExtension(ComfyExtension):
     async def get_node_list(self) -> list[type]:
         from .guard import guarded
+        from .sample import put_sample  # it asks ComfyUI where its folders are
 
+        put_sample()  # here, because not every ComfyUI calls `on_load`
         nodes = []
         for module, names in NODES.items():
             try:

@@ -37,8 +37,9 @@ class WeftEditCandidates(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftEditCandidates",
+            **sockets.found_by("via", "seeds", "variations"),
             display_name="Edit Candidates (Weft)",
-            category="Weft/adapt",
+            category="Weft/sample",
             description="Edits one frame with several seeds, for you to choose the best: the root pair of VIA.",
             inputs=[
                 sockets.Model.Input("model", tooltip="An instruction model."),
@@ -84,9 +85,9 @@ class WeftEditCandidates(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="candidates"),
-                io.Image.Output(display_name="edited"),
-                io.Image.Output(display_name="source"),
+                io.Image.Output(display_name="candidates", tooltip="All of them, one a picture."),
+                io.Image.Output(display_name="edited", tooltip="The chosen one, for Test-Time Adaptation."),
+                io.Image.Output(display_name="source", tooltip="The frame they are edits of."),
                 io.Int.Output(display_name="seed", tooltip="Of the chosen one, for Add Noise to start there."),
                 io.String.Output(display_name="scores", tooltip="What clip thinks of each, for Preview Any."),
             ],
@@ -144,8 +145,9 @@ class WeftTestTimeAdaptation(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftTestTimeAdaptation",
+            **sockets.found_by("via", "lora training", "fine-tune"),
             display_name="Test-Time Adaptation (Weft)",
-            category="Weft/adapt",
+            category="Weft/sample",
             description="Trains a small adapter on one good edit of one frame, so that the model edits all frames so.",
             inputs=[
                 sockets.Model.Input("model", tooltip="An instruction model. It is not changed: a new one comes out."),
@@ -181,9 +183,10 @@ class WeftTestTimeAdaptation(io.ComfyNode):
                 ),
             ],
             outputs=[
-                sockets.Model.Output(display_name="model"),
-                io.Image.Output(display_name="loss_curve"),
+                sockets.Model.Output(display_name="model", tooltip="The model with the adapter."),
+                io.Image.Output(display_name="loss_curve", tooltip="The loss of each training step."),
             ],
+            is_output_node=True,
         )
 
     @classmethod
@@ -211,6 +214,7 @@ class WeftLoadAdapter(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftLoadAdapter",
+            **sockets.found_by("lora", "via"),
             display_name="Load Adapter (Weft)",
             category="Weft/load",
             description="Gives a model an adapter that Test-Time Adaptation saved.",
@@ -222,7 +226,7 @@ class WeftLoadAdapter(io.ComfyNode):
                     tooltip="A file in output/loras or models/loras. Press R to look again.",
                 ),
             ],
-            outputs=[sockets.Model.Output(display_name="model")],
+            outputs=[sockets.Model.Output(display_name="model", tooltip="The model with the adapter.")],
         )
 
     @classmethod

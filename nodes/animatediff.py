@@ -66,7 +66,7 @@ class WeftLoadAnimateDiff(io.ComfyNode):
                     tooltip="How strongly the camera moves; 0 is not at all.",
                 ),
             ],
-            outputs=[sockets.Model.Output(display_name="model")],
+            outputs=[sockets.Model.Output(display_name="model", tooltip="For every node of this edit.")],
         )
 
     @classmethod

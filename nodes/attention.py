@@ -14,6 +14,7 @@ class WeftSpatioTemporalAttention(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftSpatioTemporalAttention",
+            **sockets.found_by("tune-a-video", "cross-frame attention", "extended attention"),
             display_name="Spatio-Temporal Attention (Weft)",
             category="Weft/plan",
             description="Lets every frame look at all frames, so that an image model edits a clip as one thing.",
@@ -28,7 +29,7 @@ class WeftSpatioTemporalAttention(io.ComfyNode):
                     "square of the frames.",
                 ),
             ],
-            outputs=[sockets.Plan.Output(display_name="plan")],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )
 
     @classmethod
@@ -41,6 +42,7 @@ class WeftFeatureInjection(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftFeatureInjection",
+            **sockets.found_by("plug and play", "pnp", "plug-and-play", "flatten"),
             display_name="Feature Injection (Weft)",
             category="Weft/plan",
             description="In the first steps, the edit takes its layout from the source's features.",
@@ -68,7 +70,7 @@ class WeftFeatureInjection(io.ComfyNode):
                     tooltip="Layers that take part: those of plug-and-play and TokenFlow, or those of FLATTEN.",
                 ),
             ],
-            outputs=[sockets.Plan.Output(display_name="plan")],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )
 
     @classmethod

@@ -12,8 +12,9 @@ class WeftChunkPlan(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftChunkPlan",
+            **sockets.found_by("long video", "distributed"),
             display_name="Chunk Plan (Weft)",
-            category="Weft/chunks",
+            category="Weft/sample",
             description="Cuts a long clip for several workers that edit with gather-swap attention.",
             inputs=[
                 io.Image.Input("images", tooltip="The whole clip."),
@@ -26,7 +27,7 @@ class WeftChunkPlan(io.ComfyNode):
                     tooltip="Frames, evenly spaced over the whole clip, whose keys and values every worker gathers.",
                 ),
             ],
-            outputs=[sockets.Chunks.Output(display_name="chunks")],
+            outputs=[sockets.Chunks.Output(display_name="chunks", tooltip="For Chunk Select and Chunk Merge.")],
         )
 
     @classmethod
@@ -39,8 +40,9 @@ class WeftChunkSelect(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftChunkSelect",
+            **sockets.found_by("long video", "distributed"),
             display_name="Chunk Select (Weft)",
-            category="Weft/chunks",
+            category="Weft/sample",
             description="The part of the clip that one worker edits, with the frames of the group.",
             inputs=[
                 sockets.Chunks.Input("chunks", tooltip="From Chunk Plan."),
@@ -49,9 +51,9 @@ class WeftChunkSelect(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip="The whole clip's mask, if a blend needs one."),
             ],
             outputs=[
-                io.Image.Output(display_name="images"),
-                io.Mask.Output(display_name="mask"),
-                sockets.Chunk.Output(display_name="chunk"),
+                io.Image.Output(display_name="images", tooltip="The frames of this part."),
+                io.Mask.Output(display_name="mask", tooltip="The frames of this part."),
+                sockets.Chunk.Output(display_name="chunk", tooltip="For Add Noise and Gather-Swap Attention."),
             ],
         )
 
@@ -87,8 +89,9 @@ class WeftChunkMerge(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftChunkMerge",
+            **sockets.found_by("long video", "distributed"),
             display_name="Chunk Merge (Weft)",
-            category="Weft/chunks",
+            category="Weft/sample",
             description="Puts the edited chunks together to one clip.",
             inputs=[
                 sockets.Chunks.Input("chunks", tooltip="From Chunk Plan."),
@@ -100,7 +103,7 @@ class WeftChunkMerge(io.ComfyNode):
                     tooltip="Which chunk comes when, as in: 2 0 1. Empty: 0, 1, 2 and so on.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="images")],
+            outputs=[io.Image.Output(display_name="images", tooltip="The whole clip.")],
         )
 
     @classmethod

@@ -29,6 +29,7 @@ class WeftLoadCLIP(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftLoadCLIP",
+            **sockets.found_by("clip score"),
             display_name="Load CLIP (Weft)",
             category="Weft/load",
             description="Loads a CLIP with both its towers, to judge pictures by texts.",

@@ -6,10 +6,11 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..engine.inversion import Noise
 from ..methods import correspondence_attention
+from ..methods.correspondence import as_pictures, match_frames, parse_points
 from ..methods.correspondence import correspondence as find_correspondence
-from ..methods.correspondence import match_frames, parse_points
-from . import sockets
+from . import sockets, view
 from .host import NodeMonitor
+from .modifiers import latents_of
 
 
 class WeftCorrespondence(io.ComfyNode):
@@ -17,8 +18,9 @@ class WeftCorrespondence(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftCorrespondence",
+            **sockets.found_by("cove", "dift", "matching", "point tracking"),
             display_name="Correspondence (Weft)",
-            category="Weft/correspond",
+            category="Weft/invert",
             description="COVE: finds what is where in the other frames, by the features of the model that will edit.",
             inputs=[
                 sockets.Model.Input("model", tooltip="The model that will edit."),
@@ -63,12 +65,14 @@ class WeftCorrespondence(io.ComfyNode):
                 ),
                 sockets.seed_input("Of the noise."),
             ],
-            outputs=[sockets.Correspondence.Output(display_name="correspondence")],
+            outputs=[
+                sockets.Correspondence.Output(display_name="correspondence", tooltip="To attend along, or to look at.")
+            ],
         )
 
     @classmethod
     def execute(cls, model, latent, **numbers):
-        samples = latent["samples"]
+        samples = latents_of(latent)
         found = find_correspondence(model, samples, monitor=NodeMonitor(len(samples)), **numbers)
         return io.NodeOutput(found)
 
@@ -78,6 +82,7 @@ class WeftPreviewCorrespondence(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftPreviewCorrespondence",
+            **sockets.found_by("cove", "dift", "matching"),
             display_name="Preview Correspondence (Weft)",
             category="Weft/view",
             description="Shows where chosen points of one frame are in all the others.",
@@ -91,14 +96,18 @@ class WeftPreviewCorrespondence(io.ComfyNode):
                 ),
                 io.Int.Input("frame", default=0, min=0, max=2**15, tooltip="The frame that the points are in."),
             ],
-            outputs=[io.Image.Output(display_name="images")],
+            outputs=[io.Image.Output(display_name="images", tooltip="The frames with the matches drawn in.")],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, correspondence, images, points, frame):
-        pictures = match_frames(correspondence, images, parse_points(points), frame)
-        return io.NodeOutput(pictures, ui=ui.PreviewImage(pictures, cls=cls))
+        pictures = match_frames(correspondence, images, parse_points(points, images.shape[1:3]), frame)
+        tables = {"forward": correspondence.forward, "backward": correspondence.backward}
+        numbers = {name: as_pictures(table, correspondence.grid) for name, table in tables.items()}
+        shown = view.pictures(clip=images, **numbers)
+        told = view.facts(grid=correspondence.grid, top_k=correspondence.top_k)
+        return io.NodeOutput(pictures, ui=view.answer(ui.PreviewImage(pictures, cls=cls), **shown, **told))
 
 
 class WeftCorrespondenceAttention(io.ComfyNode):
@@ -106,6 +115,7 @@ class WeftCorrespondenceAttention(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftCorrespondenceAttention",
+            **sockets.found_by("cove", "edit video"),
             display_name="Correspondence Attention (Weft)",
             category="Weft/plan",
             description="COVE: every place attends to its own matches in the other frames, so that they become alike.",
@@ -148,7 +158,7 @@ class WeftCorrespondenceAttention(io.ComfyNode):
                     tooltip="bipartite matching, or pairs: means of the matches in two frames that follow each other.",
                 ),
             ],
-            outputs=[sockets.Plan.Output(display_name="plan")],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )
 
     @classmethod

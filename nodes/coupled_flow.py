@@ -7,9 +7,10 @@ from comfy_api.v0_0_2 import io
 from ..backbones.preview import LatentPreview
 from ..engine.inversion import source_of
 from ..methods.coupled_flow import CoupledFlow, coupled_edit
-from . import sockets
+from . import sockets, view
 from .host import NodeMonitor
 from .inversion import chunk_frames_input
+from .modifiers import latents_of
 
 
 class WeftCoupledEdit(io.ComfyNode):
@@ -17,6 +18,7 @@ class WeftCoupledEdit(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftCoupledEdit",
+            **sockets.found_by("flowedit", "flowalign", "inversion-free", "edit video", "video to video"),
             display_name="Coupled Edit (Weft)",
             category="Weft/sample",
             description="Makes the edit without an inversion: from the clip itself, by the difference of two prompts "
@@ -86,7 +88,7 @@ class WeftCoupledEdit(io.ComfyNode):
                 chunk_frames_input(),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent"),
+                io.Latent.Output(display_name="latent", tooltip="For Decode Frames."),
                 io.String.Output(display_name="log", tooltip="Figures of each step as JSON."),
             ],
         )
@@ -112,11 +114,11 @@ class WeftCoupledEdit(io.ComfyNode):
     ):
         source = sockets.from_conditioning(source_prompt)
         solver = CoupledFlow(start, source_cfg, averages, pull)
-        pictures = LatentPreview(model, source_of(model, latent["samples"], source, steps))
+        pictures = LatentPreview(model, source_of(model, latents_of(latent), source, steps))
         monitor = NodeMonitor(len(solver.levels(model.denoiser.schedule(steps))), pictures)
         latents = coupled_edit(
             model,
-            latent["samples"],
+            latents_of(latent),
             source,
             sockets.from_conditioning(target_prompt),
             solver=solver,
@@ -129,4 +131,5 @@ class WeftCoupledEdit(io.ComfyNode):
             seed=seed,
             monitor=monitor,
         )
-        return io.NodeOutput({"samples": latents}, json.dumps(monitor.records))
+        told = view.facts(records=monitor.records, steps=monitor.total)
+        return io.NodeOutput({"samples": latents}, json.dumps(monitor.records), ui=told)

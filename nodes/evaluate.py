@@ -4,6 +4,7 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..measure import METRICS
 from ..measure.metric import Clips, evaluate
+from . import sockets
 from .host import NodeMonitor
 
 
@@ -12,8 +13,9 @@ class WeftEvaluateEdit(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftEvaluateEdit",
+            **sockets.found_by("metrics", "psnr", "ssim", "clip score"),
             display_name="Evaluate Edit (Weft)",
-            category="Weft/measure",
+            category="Weft/view",
             description="Figures of an edit: how close it stays to the source, how much it flickers.",
             inputs=[
                 io.Image.Input("source", tooltip="The source clip."),
@@ -22,8 +24,8 @@ class WeftEvaluateEdit(io.ComfyNode):
                 io.Image.Input("reference", optional=True, tooltip="The wished-for edit, where one is known."),
             ],
             outputs=[
-                io.String.Output(display_name="text"),
-                io.String.Output(display_name="json"),
+                io.String.Output(display_name="text", tooltip="The figures as a table, for Preview Any."),
+                io.String.Output(display_name="json", tooltip="The figures as JSON, for scripts."),
             ],
             is_output_node=True,
         )

@@ -14,6 +14,7 @@ class WeftFateZero(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftFateZero",
+            **sockets.found_by("fatezero", "prompt-to-prompt", "p2p", "edit video"),
             display_name="FateZero (Weft)",
             category="Weft/plan",
             description="The edit attends as the source does, but for self-attention where the edited thing is.",
@@ -75,7 +76,7 @@ class WeftFateZero(io.ComfyNode):
                     tooltip="Layers with more tokens a frame are left alone. 1024 as released. 0: none are.",
                 ),
             ],
-            outputs=[sockets.Plan.Output(display_name="plan")],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )
 
     @classmethod

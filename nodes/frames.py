@@ -10,8 +10,9 @@ class WeftEncodePrompt(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftEncodePrompt",
+            **sockets.found_by("text encode", "clip text", "prompt"),
             display_name="Encode Prompt (Weft)",
-            category="Weft/prompt",
+            category="Weft/encode",
             description="Turns a text into what the model reads.",
             inputs=[
                 sockets.Model.Input("model", tooltip="The model whose text encoder reads the text."),
@@ -22,7 +23,7 @@ class WeftEncodePrompt(io.ComfyNode):
                     tooltip="Describe the whole picture. For the edit, change only the words of what is to change.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning")],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For the nodes that take a prompt.")],
         )
 
     @classmethod
@@ -35,14 +36,15 @@ class WeftEncodeFrames(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftEncodeFrames",
+            **sockets.found_by("vae encode", "video encode"),
             display_name="Encode Frames (Weft)",
-            category="Weft/latent",
+            category="Weft/encode",
             description="Frames to latents, a few frames at a time.",
             inputs=[
                 sockets.Model.Input("model", tooltip="The model whose VAE encodes."),
                 io.Image.Input("images", tooltip="The clip: at least 2 frames, width and height divisible by 8 (4)."),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For an inversion, Add Noise or Coupled Edit.")],
         )
 
     @classmethod
@@ -55,14 +57,15 @@ class WeftDecodeFrames(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftDecodeFrames",
+            **sockets.found_by("vae decode", "video decode"),
             display_name="Decode Frames (Weft)",
-            category="Weft/latent",
+            category="Weft/encode",
             description="Latents to frames, a few frames at a time.",
             inputs=[
                 sockets.Model.Input("model", tooltip="The model whose VAE decodes."),
                 io.Latent.Input("latent", tooltip="Of an edit, or of Encode Frames."),
             ],
-            outputs=[io.Image.Output(display_name="images")],
+            outputs=[io.Image.Output(display_name="images", tooltip="The clip, for Create Video.")],
         )
 
     @classmethod

@@ -13,6 +13,7 @@ class WeftGatherSwapAttention(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftGatherSwapAttention",
+            **sockets.found_by("via", "consistent video"),
             display_name="Gather-Swap Attention (Weft)",
             category="Weft/plan",
             description="VIA: all frames attend to the keys and values of a few frames of the edit, so they agree.",
@@ -60,7 +61,7 @@ class WeftGatherSwapAttention(io.ComfyNode):
                     "chunk", optional=True, tooltip="From Chunk Select: gather from its group instead of group_size."
                 ),
             ],
-            outputs=[sockets.Plan.Output(display_name="plan")],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )
 
     @classmethod

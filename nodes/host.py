@@ -8,6 +8,7 @@ from pathlib import Path
 import comfy.model_management
 import comfy.utils
 from PIL import Image
+from server import PromptServer
 from torch import Tensor
 
 from ..backbones.preview import few
@@ -15,6 +16,12 @@ from ..engine.monitor import Recording
 
 check = comfy.model_management.throw_exception_if_processing_interrupted
 PREVIEW_SIZE = 512  # pixels, the longer side
+
+
+def tell(event: str, **told: object) -> None:
+    """Sends the page that queued this run a message of the node that is running."""
+    page = PromptServer.instance
+    page.send_sync(event, {"node": page.last_node_id, **told}, page.client_id)
 
 
 def clip_tokenizer() -> Path:
@@ -32,7 +39,7 @@ class NodeMonitor(Recording):
                 few frames of the clip alone.
         """
         super().__init__()
-        self.bar, self.pictures = comfy.utils.ProgressBar(total), pictures
+        self.bar, self.pictures, self.total, self.told = comfy.utils.ProgressBar(total), pictures, total, 0
 
     def check(self) -> None:
         check()
@@ -42,6 +49,9 @@ class NodeMonitor(Recording):
         if preview is not None and self.pictures is not None:
             picture = ("JPEG", _strip(self.pictures(few(preview))), PREVIEW_SIZE)
         self.bar.update_absolute(done, total, picture)
+        record = self.records[-1] if len(self.records) > self.told else None
+        self.told = len(self.records)
+        tell("weft.run", done=done, total=total, record=record)
         check()
 
 

@@ -7,6 +7,7 @@ from comfy_api.v0_0_2 import io
 from ..engine.inversion import Convention, invert
 from . import sockets
 from .host import NodeMonitor
+from .modifiers import latents_of
 from .trajectory import resume_folder, resume_input
 
 
@@ -49,6 +50,7 @@ class WeftDDIMInversion(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftDDIMInversion",
+            **sockets.found_by("ddim inversion", "invert", "noise inversion"),
             display_name="DDIM Inversion (Weft)",
             category="Weft/invert",
             description="Finds the noise that the model would turn into this clip, and every level on the way.",
@@ -77,7 +79,7 @@ class WeftDDIMInversion(io.ComfyNode):
                 ),
                 resume_input(),
             ],
-            outputs=[sockets.Trajectory.Output(display_name="trajectory")],
+            outputs=[sockets.Trajectory.Output(display_name="trajectory", tooltip="For Edit Sampler.")],
         )
 
     @classmethod
@@ -96,7 +98,7 @@ class WeftDDIMInversion(io.ComfyNode):
     ):
         trajectory = invert(
             model,
-            latent["samples"],
+            latents_of(latent),
             sockets.from_conditioning(source_prompt),
             steps=steps,
             convention=convention,

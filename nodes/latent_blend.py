@@ -13,6 +13,7 @@ class WeftLatentBlend(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftLatentBlend",
+            **sockets.found_by("blended diffusion", "mask", "inpaint"),
             display_name="Latent Blend (Weft)",
             category="Weft/plan",
             description="Keeps the source outside a mask.",
@@ -46,7 +47,7 @@ class WeftLatentBlend(io.ComfyNode):
                     tooltip="Outside the mask, let the edit fade into the source over this many latent cells.",
                 ),
             ],
-            outputs=[sockets.Plan.Output(display_name="plan")],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )
 
     @classmethod

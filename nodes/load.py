@@ -56,6 +56,7 @@ class WeftLoadModel(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftLoadModel",
+            **sockets.found_by("diffusers", "zeroscope", "modelscope", "stable diffusion", "instructpix2pix", "ip2p"),
             display_name="Load Model (Weft)",
             category="Weft/load",
             description="Loads a video, image or instruction model from a diffusers folder or a checkpoint.",
@@ -69,7 +70,7 @@ class WeftLoadModel(io.ComfyNode):
                 ),
                 dtype_input(),
             ],
-            outputs=[sockets.Model.Output(display_name="model")],
+            outputs=[sockets.Model.Output(display_name="model", tooltip="For every node of this edit.")],
         )
 
     @classmethod

@@ -15,7 +15,7 @@ from ..vision.prompts import read_frames, read_prompts, write_frames
 from ..vision.sam import CHECKPOINTS, DTYPES, load_segmenter
 from ..vision.segment import Choice, segment
 from ..vision.track import WhenLost, track
-from . import sockets
+from . import sockets, view
 from .host import NodeMonitor
 from .menus import chosen, roots, stamp_of
 
@@ -50,6 +50,7 @@ class WeftLoadSAM(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftLoadSAM",
+            **sockets.found_by("segment anything", "sam2"),
             display_name="Load SAM (Weft)",
             category="Weft/mask",
             description="Loads a SAM or a SAM 2, for masks by click and for tracking them.",
@@ -85,6 +86,7 @@ class WeftSAMMask(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftSAMMask",
+            **sockets.found_by("segment anything", "click mask", "points editor"),
             display_name="SAM Mask (Weft)",
             category="Weft/mask",
             description="A mask from clicks or boxes, at the frames where they are.",
@@ -134,13 +136,15 @@ class WeftSAMMask(io.ComfyNode):
                 io.String.Output(display_name="frames", tooltip="The numbers of those frames, for Track Mask."),
                 io.Image.Output(display_name="preview", tooltip="Those frames with mask, points and boxes on them."),
             ],
+            is_output_node=True,
         )
 
     @classmethod
     def execute(cls, sam, images, positive, negative="", boxes="", frame=0, choice="best"):
         asked = read_prompts(positive, negative, boxes, frame)
         made = segment(sam, images, asked, choice=choice, monitor=NodeMonitor(len(asked)))
-        shown = ui.PreviewImage(made.pictures, cls=cls)
+        shown = view.pictures(clip=images, masks=made.masks[..., None]) | view.facts(frames=made.frames)
+        shown = view.answer(ui.PreviewImage(made.pictures, cls=cls), **shown)
         return io.NodeOutput(made.masks, write_frames(made.frames), made.pictures, ui=shown)
 
 
@@ -149,6 +153,7 @@ class WeftTextToBoxes(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftTextToBoxes",
+            **sockets.found_by("grounding dino", "owl", "detect"),
             display_name="Text to Boxes (Weft)",
             category="Weft/mask",
             description="Finds what a text names and puts boxes around it.",
@@ -190,6 +195,7 @@ class WeftTextToBoxes(io.ComfyNode):
                 io.Image.Output(display_name="preview", tooltip="The frames where something was found, with boxes."),
                 io.String.Output(display_name="json", tooltip="Frame, box, score and label of each."),
             ],
+            is_output_node=True,
         )
 
     @classmethod
@@ -209,6 +215,7 @@ class WeftTrackMask(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftTrackMask",
+            **sockets.found_by("video segmentation", "sam2 tracking", "propagate mask"),
             display_name="Track Mask (Weft)",
             category="Weft/mask",
             description="Follows a mask from the frames where it is known through the whole clip.",
@@ -243,6 +250,7 @@ class WeftTrackMask(io.ComfyNode):
                 io.Mask.Output(display_name="mask", tooltip="One for each frame of the clip."),
                 io.String.Output(display_name="confidence", tooltip="JSON: confidence of each frame, frames lost."),
             ],
+            is_output_node=True,
         )
 
     @classmethod

@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from ..engine.inversion import Noise, add_noise
 from . import sockets
+from .modifiers import latents_of
 
 
 class WeftAddNoise(io.ComfyNode):
@@ -13,6 +14,7 @@ class WeftAddNoise(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftAddNoise",
+            **sockets.found_by("sdedit", "noise"),
             display_name="Add Noise (Weft)",
             category="Weft/invert",
             description="Puts one fixed noise on the clip at every level: a start for an edit without an inversion.",
@@ -38,7 +40,7 @@ class WeftAddNoise(io.ComfyNode):
                     "chunk", optional=True, tooltip="From Chunk Select: gives a part of a clip the whole clip's noise."
                 ),
             ],
-            outputs=[sockets.Trajectory.Output(display_name="trajectory")],
+            outputs=[sockets.Trajectory.Output(display_name="trajectory", tooltip="For Edit Sampler.")],
         )
 
     @classmethod
@@ -46,7 +48,7 @@ class WeftAddNoise(io.ComfyNode):
         return io.NodeOutput(
             add_noise(
                 model,
-                latent["samples"],
+                latents_of(latent),
                 model.text.embed("") if source_prompt is None else sockets.from_conditioning(source_prompt),
                 steps=steps,
                 noise=noise,

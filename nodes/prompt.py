@@ -35,7 +35,7 @@ class WeftLoadPrompt(io.ComfyNode):
                 ),
                 io.String.Input("text", default="", tooltip="What the embeddings say, to be shown in messages."),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning")],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For the nodes that take a prompt.")],
         )
 
     @classmethod

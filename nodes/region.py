@@ -11,6 +11,7 @@ class WeftRegion(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftRegion",
+            **sockets.found_by("regional prompt", "area", "mask prompt"),
             display_name="Region (Weft)",
             category="Weft/plan",
             description="A part of the picture with a prompt of its own: several edits in one run.",
@@ -37,7 +38,7 @@ class WeftRegion(io.ComfyNode):
                 ),
                 sockets.Plan.Input("controls", optional=True, tooltip="Methods that act in this region alone."),
             ],
-            outputs=[sockets.Plan.Output(display_name="plan")],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )
 
     @classmethod

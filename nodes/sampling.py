@@ -5,10 +5,16 @@ import json
 from comfy_api.v0_0_2 import io
 
 from ..backbones.preview import LatentPreview
+from ..engine.check import check_edit, check_prompts
 from ..engine.edit import edit
-from . import sockets
+from ..engine.inversion import source_of
+from ..engine.words import Prompt
+from . import sockets, view
 from .host import NodeMonitor
 from .inversion import chunk_frames_input
+from .modifiers import latents_of
+
+ANY_STEPS = 2  # the early check asks for the clip and the words alone
 
 
 class WeftEditSampler(io.ComfyNode):
@@ -16,12 +22,15 @@ class WeftEditSampler(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftEditSampler",
+            **sockets.found_by("sampler", "edit video", "video to video", "v2v"),
             display_name="Edit Sampler (Weft)",
             category="Weft/sample",
             description="Makes the edit: from the source's noise, under the new prompt and the plan.",
             inputs=[
                 sockets.Model.Input("model", tooltip="The model the clip was inverted with."),
-                sockets.Trajectory.Input("trajectory", tooltip="The source, from an inversion; it sets the steps."),
+                sockets.Trajectory.Input(
+                    "trajectory", lazy=True, tooltip="The source, from an inversion; it sets the steps."
+                ),
                 io.Conditioning.Input("positive", tooltip="Describes the edited clip."),
                 io.Conditioning.Input(
                     "negative",
@@ -49,23 +58,66 @@ class WeftEditSampler(io.ComfyNode):
                     "others ignore it.",
                 ),
                 chunk_frames_input(),
+                io.Latent.Input(
+                    "source_latent",
+                    optional=True,
+                    tooltip="What the inversion takes. With source_prompt connected too, masks, words and methods are "
+                    "checked before the inversion runs, and not after it.",
+                ),
+                io.Conditioning.Input(
+                    "source_prompt", optional=True, tooltip="What the inversion takes: for the same early check."
+                ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent"),
+                io.Latent.Output(display_name="latent", tooltip="For Decode Frames."),
                 io.String.Output(display_name="log", tooltip="Figures of each step as JSON, such as the gradient."),
             ],
         )
 
     @classmethod
+    def check_lazy_status(
+        cls,
+        model,
+        positive,
+        trajectory=None,
+        negative=None,
+        plan=None,
+        cfg=7.5,
+        image_cfg=1.5,
+        source_latent=None,
+        source_prompt=None,
+        **_,
+    ):
+        """Asks for the trajectory, which may take minutes, once everything else is as it should be."""
+        if trajectory is not None:
+            return []
+        told, plan = _prompts(positive, negative), sockets.plan_or_empty(plan)
+        check_prompts(model, *told.values())
+        if source_latent is not None and source_prompt is not None:
+            prompt = sockets.from_conditioning(source_prompt)
+            clip = source_of(model, latents_of(source_latent), prompt, steps=ANY_STEPS)
+            check_edit(model, clip, plan=plan, guidance=cfg, image_guidance=image_cfg, **told)
+        return ["trajectory"]
+
+    @classmethod
     def execute(
-        cls, model, trajectory, positive, negative=None, plan=None, cfg=7.5, seed=0, image_cfg=1.5, chunk_frames=0
+        cls,
+        model,
+        trajectory,
+        positive,
+        negative=None,
+        plan=None,
+        cfg=7.5,
+        seed=0,
+        image_cfg=1.5,
+        chunk_frames=0,
+        **_,  # what is for the early check alone
     ):
         monitor = NodeMonitor(trajectory.schedule.steps, LatentPreview(model, trajectory))
         latents = edit(
             model,
             trajectory,
-            sockets.from_conditioning(positive),
-            negative=sockets.from_conditioning(negative) if negative is not None else None,
+            **_prompts(positive, negative),
             plan=sockets.plan_or_empty(plan),
             guidance=cfg,
             image_guidance=image_cfg,
@@ -73,4 +125,11 @@ class WeftEditSampler(io.ComfyNode):
             seed=seed,
             monitor=monitor,
         )
-        return io.NodeOutput({"samples": latents}, json.dumps(monitor.records))
+        told = view.facts(records=monitor.records, steps=trajectory.schedule.steps)
+        return io.NodeOutput({"samples": latents}, json.dumps(monitor.records), ui=told)
+
+
+def _prompts(positive: list, negative: list | None) -> dict[str, Prompt]:
+    """What the edit is told, by the names of `edit`."""
+    told = {"positive": positive} | ({} if negative is None else {"negative": negative})
+    return {name: sockets.from_conditioning(conditioning) for name, conditioning in told.items()}

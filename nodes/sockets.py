@@ -8,6 +8,7 @@ from ..backbones.comfy import text as native
 from ..backbones.diffusers.text import prompt_of
 from ..engine.plan import PLAIN, Control, EditPlan
 from ..engine.words import Prompt
+from .modifiers import require_plain
 
 Model = io.Custom("WEFT_MODEL")
 Trajectory = io.Custom("WEFT_TRAJECTORY")
@@ -16,7 +17,13 @@ Correspondence = io.Custom("WEFT_CORRESPONDENCE")
 Chunks = io.Custom("WEFT_CHUNKS")  # how a long clip is cut
 Chunk = io.Custom("WEFT_CHUNK")  # one part of it
 Sam = io.Custom("WEFT_SAM")
+Fit = io.Custom("WEFT_FIT")  # how a clip was made to fit a model, and the way back
 Clip = io.Custom("WEFT_CLIP")  # both towers, to judge pictures by texts; ComfyUI's own CLIP is a text encoder
+
+
+def found_by(*words: str) -> dict[str, list[str]]:
+    """What else a node is searched for by, where ComfyUI's schemas have that."""
+    return {"search_aliases": list(words)} if "search_aliases" in getattr(io.Schema, "__dataclass_fields__", ()) else {}
 
 
 def plan_input() -> io.Input:
@@ -55,14 +62,20 @@ def from_conditioning(conditioning: list) -> Prompt:
     """A prompt of this pack's text encoders, or of core's conditioning, which ComfyUI's own models take whole.
 
     Raises:
-        ValueError: what is no conditioning, or an empty one.
+        ValueError: what is no conditioning, or an empty one; one of this pack's encoders that core's nodes have changed
+            since.
     """
     match conditioning:
-        case [[embedding, {"weft_text": str(text), "weft_encoder": str(encoder)} as extra]] if (
-            encoder and getattr(embedding, "ndim", 0) == 3
+        case [[embedding, {"weft_text": str(text), "weft_encoder": str(encoder)} as extra], *_] if (
+            encoder and is_embedding(embedding)
         ):
+            require_plain(conditioning)
             return prompt_of(embedding, text, encoder, tuple(extra.get("weft_tokens", ())))
         case [[_, {"weft_text": str(text)} as extra]]:
             return native.prompt_of(conditioning, text, tuple(extra.get("weft_tokens", ())))
         case _:
             return native.prompt_of(conditioning)
+
+
+def is_embedding(value: object) -> bool:
+    return getattr(value, "ndim", 0) == 3

@@ -10,6 +10,7 @@ from ..methods import stem
 from . import sockets
 from .host import NodeMonitor
 from .inversion import way_inputs
+from .modifiers import latents_of
 from .trajectory import resume_folder, resume_input
 
 
@@ -75,6 +76,7 @@ class WeftSTEMInversion(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftSTEMInversion",
+            **sockets.found_by("stem", "em", "expectation maximisation"),
             display_name="STEM Inversion (Weft)",
             category="Weft/invert",
             description="Inverts a clip with self-attention on a few hundred bases that all its frames share.",
@@ -89,7 +91,7 @@ class WeftSTEMInversion(io.ComfyNode):
                 resume_input(),
             ],
             outputs=[
-                sockets.Trajectory.Output(display_name="trajectory"),
+                sockets.Trajectory.Output(display_name="trajectory", tooltip="For Edit Sampler."),
                 sockets.Plan.Output(
                     display_name="replay",
                     tooltip="The same attention for Edit Sampler: with the source's prompt and cfg 1 it gives the clip "
@@ -116,7 +118,7 @@ class WeftSTEMInversion(io.ComfyNode):
         replay = sockets.plan_or_empty(plan).then(stem.STEMAttention(**numbers))
         trajectory = invert(
             model,
-            latent["samples"],
+            latents_of(latent),
             sockets.from_conditioning(source_prompt),
             plan=replay,
             steps=steps,
@@ -133,6 +135,7 @@ class WeftSTEMAttention(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftSTEMAttention",
+            **sockets.found_by("stem", "em"),
             display_name="STEM Attention (Weft)",
             category="Weft/plan",
             description="Self-attention on a few hundred bases that all frames share, for any stage that takes a plan.",
@@ -145,7 +148,7 @@ class WeftSTEMAttention(io.ComfyNode):
                     tooltip="In an edit, all rows use the source's bases (ours), so that base k is the same in each.",
                 ),
             ],
-            outputs=[sockets.Plan.Output(display_name="plan")],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )
 
     @classmethod

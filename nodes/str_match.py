@@ -13,6 +13,7 @@ class WeftSTRLatentOptimizer(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftSTRLatentOptimizer",
+            **sockets.found_by("str-match", "str match", "spatiotemporal relevance", "edit video"),
             display_name="STR Latent Optimizer (Weft)",
             category="Weft/plan",
             description="STR-Match: before each step, pulls the edit's layout and motion towards the source's.",
@@ -91,7 +92,7 @@ class WeftSTRLatentOptimizer(io.ComfyNode):
                     "time, or that attention as it is (slower). Others ignore it.",
                 ),
             ],
-            outputs=[sockets.Plan.Output(display_name="plan")],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )
 
     @classmethod
@@ -104,6 +105,7 @@ class WeftPreviewSTRScore(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftPreviewSTRScore",
+            **sockets.found_by("str-match", "relevance"),
             display_name="Preview STR Score (Weft)",
             category="Weft/view",
             description="Shows what one point of the source is related to, frame by frame.",
@@ -128,7 +130,7 @@ class WeftPreviewSTRScore(io.ComfyNode):
                     tooltip="As in STR Latent Optimizer.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="images")],
+            outputs=[io.Image.Output(display_name="images", tooltip="The source in gray, with the score in color.")],
             is_output_node=True,
         )
 

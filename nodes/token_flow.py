@@ -13,6 +13,7 @@ class WeftTokenFlow(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="WeftTokenFlow",
+            **sockets.found_by("tokenflow", "token flow", "edit video"),
             display_name="TokenFlow (Weft)",
             category="Weft/plan",
             description="Edits keyframes together and carries their tokens to the other frames along the source.",
@@ -49,7 +50,7 @@ class WeftTokenFlow(io.ComfyNode):
                     tooltip="How the keyframes of two batches are mixed: as released, or by distance alone (ours).",
                 ),
             ],
-            outputs=[sockets.Plan.Output(display_name="plan")],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For the next method, or the sampler.")],
         )
 
     @classmethod

@@ -84,7 +84,7 @@ class WeftLoadTrajectory(io.ComfyNode):
                     tooltip="A file in output/weft or models/weft_trajectories. Press R to look again.",
                 ),
             ],
-            outputs=[sockets.Trajectory.Output(display_name="trajectory")],
+            outputs=[sockets.Trajectory.Output(display_name="trajectory", tooltip="For Edit Sampler.")],
         )
 
     @classmethod

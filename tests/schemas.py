@@ -13,7 +13,15 @@ from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-STAND_INS = ("comfy_api", "comfy_api.v0_0_2", "comfy", "comfy.model_management", "comfy.utils", "folder_paths")
+STAND_INS = (
+    "comfy_api",
+    "comfy_api.v0_0_2",
+    "comfy",
+    "comfy.model_management",
+    "comfy.utils",
+    "folder_paths",
+    "server",
+)
 WIDGETS = {"INT", "FLOAT", "STRING", "COMBO", "BOOLEAN"}  # drawn in the node; the others are sockets only
 
 
@@ -67,8 +75,10 @@ def schemas() -> dict[str, SimpleNamespace]:
     fake.comfy_api_v0_0_2.ComfyExtension = object
     fake.comfy.model_management, fake.comfy.utils = fake.comfy_model_management, fake.comfy_utils
     fake.comfy_model_management.throw_exception_if_processing_interrupted = None
+    fake.server.PromptServer = None
     fake.folder_paths.get_folder_paths = lambda _: []
     fake.folder_paths.get_output_directory = lambda: "no output"
+    fake.folder_paths.get_input_directory = lambda: "no input"
     fake.folder_paths.folder_names_and_paths, fake.folder_paths.models_dir = {}, "models"
     try:
         package = importlib.import_module("weft.nodes")

@@ -33,7 +33,8 @@ def schema(request):
 
 def test_description_and_tooltips(schema):
     assert schema.description.endswith(".")
-    untold = [slot.name for slot in schema.inputs if not slot.details.get("tooltip", "").endswith(".")]
+    slots = (*schema.inputs, *schema.outputs)
+    untold = [slot.name for slot in slots if not slot.details.get("tooltip", "").endswith(".")]
     assert not untold, f"no tooltip, or no whole sentence, at {untold}"
 
 

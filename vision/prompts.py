@@ -3,7 +3,8 @@
 32,20; 40,22        two places; a new line is as good as a semicolon
 5: 30,18            at frame 5; holds for the rest of the line
 10,8,44,40          a box: left, top, right, bottom
-[{"x": 32, "y": 20}]    as point editors give them; [[10, 8, 44, 40]] for boxes
+[{"x": 32, "y": 20}]    as point editors give them, with "frame": 5 where it is not the usual one
+[[10, 8, 44, 40]]       boxes, or [{"box": [10, 8, 44, 40], "frame": 5}]
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def _inside(point: Point, box: Box) -> bool:
 def _read(text: str, size: int, frame: int, name: str) -> dict[int, list[tuple[float, ...]]]:
     """Groups of `size` numbers, by frame."""
     if text.strip().startswith("["):
-        return {frame: groups} if (groups := _read_json(text, size, name)) else {}
+        return _read_json(text, size, frame, name)
     found: dict[int, list] = {}
     for line in text.splitlines():
         at = frame
@@ -135,12 +136,17 @@ def _are_numbers(parts: Iterable[str]) -> bool:
     return all(re.fullmatch(NUMBER, part) for part in parts)
 
 
-def _read_json(text: str, size: int, name: str) -> list[tuple[float, ...]]:
+def _read_json(text: str, size: int, frame: int, name: str) -> dict[int, list[tuple[float, ...]]]:
+    found: dict[int, list] = {}
     try:
-        entries = json.loads(text)
-        groups = [tuple(float(v) for v in ((e["x"], e["y"]) if isinstance(e, dict) else e)) for e in entries]
+        for entry in json.loads(text):
+            at, numbers = frame, entry
+            if isinstance(entry, dict):
+                at = int(entry.get("frame", frame))
+                numbers = entry["box"] if size == 4 else (entry["x"], entry["y"])
+            found.setdefault(at, []).append(tuple(float(v) for v in numbers))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"cannot read {name} as JSON ({error}): want {_WANTED[size]}") from error
-    if wrong := next((g for g in groups if len(g) != size), None):
+    if wrong := next((g for groups in found.values() for g in groups if len(g) != size), None):
         raise ValueError(f"cannot read {list(wrong)} of {name}: want {_WANTED[size]}")
-    return groups
+    return found

@@ -163,6 +163,10 @@ def make_schedule(scheduler_config: dict, steps: int) -> Schedule:
     scheduler.set_timesteps(steps)
     # For some numbers of steps (61, 103, ...) rounding makes "trailing" append a timestep -1.
     timesteps = [int(t) for t in scheduler.timesteps[:steps].flip(0)]
+    # "leading" rounds its stride down: 600 steps of 1000 would end at 599, far from the noise. Such are spread evenly.
+    stride = trained // steps
+    if scheduler.config.timestep_spacing == "leading" and trained - steps * stride >= stride:
+        timesteps = [k * trained // steps + scheduler.config.steps_offset for k in range(steps)]
     beyond = max(0, timesteps[-1] - (trained - 1))  # an offset with as many steps as the model was trained with
     timesteps = [t - beyond for t in timesteps]
     alpha_bar = scheduler.alphas_cumprod.double()

@@ -29,6 +29,8 @@ def test_a_preview_looks_like_what_the_latents_decode_to(tiny, trajectory, monke
         return pixels.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
     monkeypatch.setattr(tiny.codec, "decode", decode)
+    monkeypatch.setattr("weft.backbones.preview._recolored", lambda frames: frames)
+    monkeypatch.setattr(tiny.codec, "encode", lambda frames: tiny.codec.unscale(few(trajectory.latents[0])))
     z = trajectory.latents[0]
     want = torch.einsum("fchw,cd->fhwd", z, colors) + 0.5
     torch.testing.assert_close(LatentPreview(tiny, trajectory)(z), want.clamp(0, 1), atol=5e-3, rtol=0)
@@ -78,3 +80,26 @@ def test_a_latent_frame_of_several_frames_has_their_mean(tiny, trajectory, monke
     z = trajectory.latents[0]
     want = torch.einsum("fchw,cd->fhwd", z, colors) + 0.5
     torch.testing.assert_close(LatentPreview(tiny, trajectory)(z), want.clamp(0, 1), atol=5e-3, rtol=0)
+
+
+def test_new_colors_are_shown_as_they_are(tiny, trajectory, monkeypatch):
+    """A source in shades of red says nothing of the rest of the decoder's map: the frames in other colors do."""
+    colors = torch.tensor([[0.3, 0.0, 0.0], [0.0, 0.3, 0.0], [0.0, 0.0, 0.3]])
+    scale = tiny.codec.scale(torch.ones(2, 4, 1, 1)).flatten()[0]
+
+    def decode(latents):
+        return (torch.einsum("fchw,cd->fhwd", tiny.codec.scale(latents)[:, :3], colors) + 0.5).clamp(0, 1)
+
+    def encode(frames):
+        z = torch.einsum("fhwd,dc->fchw", frames - 0.5, torch.linalg.inv(colors)) / scale
+        return torch.cat([z, torch.zeros_like(z[:, :1])], 1)
+
+    monkeypatch.setattr(tiny.codec, "decode", decode)
+    monkeypatch.setattr(tiny.codec, "encode", encode)
+    red = torch.zeros(3, 5, 4, 6, 10)
+    red[:, :, 0] = torch.rand(3, 5, 6, 10) * 2 - 1
+    source = Inverted(red, trajectory.schedule, trajectory.prompt, "paper", "")
+    green = torch.zeros(2, 4, 6, 10)
+    green[:, 1] = 1.0
+    shown = LatentPreview(tiny, source)(green)
+    torch.testing.assert_close(shown, decode(green / scale), atol=0.05, rtol=0)

@@ -139,3 +139,12 @@ def test_cancel_stops_the_track_and_leaves_nothing(run, server, truth):
         run(graph, cancel)
     assert max(seen) < 400
     assert iou(masks(run(click())), truth).mean() > 0.8
+
+
+def test_each_mask_node_runs_alone(run):
+    """Nothing need be connected to what shows a picture itself."""
+    alone = {name: part for name, part in click().items() if name not in ("pictures", "shown")}
+    frames = ["frames", 0]
+    alone["boxes"] = node("WeftTextToBoxes", model="toyworld/detector", images=frames, text="a square", threshold=0.0)
+    result = run(alone)
+    assert all(result.files(name) for name in ("mask", "track", "boxes"))

@@ -11,7 +11,7 @@ from weft.engine.plan import PLAIN
 from weft.engine.probe import read_feature
 from weft.engine.words import SOURCE
 from weft.methods import correspondence as module
-from weft.methods.correspondence import correspondence, decoder_stage, match_frames, parse_points
+from weft.methods.correspondence import as_pictures, correspondence, decoder_stage, match_frames, parse_points
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
@@ -190,14 +190,14 @@ def test_matches_are_drawn_where_they_are():
 
 
 def test_points_are_read_from_text():
-    assert parse_points("0.5 0.25") == [(0.5, 0.25)]
-    assert parse_points(" 0,1; .5, 0.75 ;") == [(0.0, 1.0), (0.5, 0.75)]
+    assert parse_points("0.5 0.25", (8, 8)) == [(0.5, 0.25)]
+    assert parse_points(" 0,1; .5, 0.75 ;", (8, 8)) == [(0.0, 1.0), (0.5, 0.75)]
 
 
 @pytest.mark.parametrize("text", ["0.5", "a b", "0.1 0.2 0.3", "0.1 0.2; 0.3"])
 def test_text_that_is_no_points_is_refused(text):
     with pytest.raises(ValueError, match="want points as 'x y; x y'"):
-        parse_points(text)
+        parse_points(text, (8, 8))
 
 
 @pytest.mark.parametrize(
@@ -212,3 +212,17 @@ def test_text_that_is_no_points_is_refused(text):
 def test_pictures_and_points_that_do_not_fit_are_refused(frames, points, frame, match):
     with pytest.raises(ValueError, match=match):
         match_frames(walking(), torch.zeros(frames, 12, 16, 3), points, frame)
+
+
+def test_points_are_read_as_json_of_pixels_too():
+    assert parse_points('[{"x": 0, "y": 3}, {"x": 7, "y": 0}]', (4, 8)) == [(0.0625, 0.875), (0.9375, 0.125)]
+    with pytest.raises(ValueError, match="in pixels"):
+        parse_points('[{"x": 0}]', (4, 8))
+
+
+def test_a_table_survives_as_a_picture_of_8_bits():
+    table = torch.tensor([-1, 0, 1, 254, 255, 256, 65535, 65536, 70001, 128, 129, 300], dtype=torch.int32)
+    pictures = as_pictures(table.view(1, 6, 2), (2, 3))
+    assert pictures.shape == (1, 2, 6, 3)
+    red, green, blue = (255.0 * pictures).clamp(0, 255).to(torch.uint8).long().view(-1, 3).T  # as ComfyUI saves it
+    assert (red + 256 * green + 65536 * blue).tolist() == [0xFFFFFF, *table[1:].tolist()]

@@ -19,12 +19,15 @@ class Bar:
 @pytest.fixture
 def host(monkeypatch):
     """`weft.nodes.host`, loaded beside stand-ins for ComfyUI and forgotten afterwards."""
+    page = SimpleNamespace(client_id="me", last_node_id="7", sent=[])
+    page.send_sync = lambda *message: page.sent.append(message)
     management = SimpleNamespace(throw_exception_if_processing_interrupted=lambda: None)
     utils = SimpleNamespace(ProgressBar=Bar)
     stand_ins = {
         "comfy": SimpleNamespace(model_management=management, utils=utils),
         "comfy.model_management": management,
         "comfy.utils": utils,
+        "server": SimpleNamespace(PromptServer=SimpleNamespace(instance=page)),
         "comfy_api": SimpleNamespace(),
         "comfy_api.v0_0_2": SimpleNamespace(ComfyExtension=object),
     }
@@ -53,3 +56,13 @@ def test_no_more_frames_are_made_for_the_preview_than_are_shown(host):
     assert strip.width / strip.height == 4 * 10 / 6
     assert strip.getpixel((0, 0)) == (0, 0, 0)
     assert strip.getpixel((strip.width - 1, 0)) == (255, 255, 255)
+
+
+def test_the_page_is_told_each_step_and_its_record_once(host):
+    monitor = host.NodeMonitor(3)
+    monitor.record(loss=1.5)
+    monitor.progress(1, 3)
+    monitor.progress(2, 3)
+    sent = host.PromptServer.instance.sent
+    assert sent[0] == ("weft.run", {"node": "7", "done": 1, "total": 3, "record": {"loss": 1.5}}, "me")
+    assert sent[1][1]["record"] is None

@@ -76,3 +76,9 @@ def test_frames_are_read():
 def test_frames_that_are_none_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         read_frames(text, 6)
+
+
+def test_json_may_name_frames_and_hold_boxes():
+    asked = read_prompts('[{"x": 3, "y": 4}, {"x": 5, "y": 6, "frame": 2}]', "", '[{"box": [0, 0, 9, 9], "frame": 2}]')
+    assert [prompts.points for prompts in asked[0]] == [((3, 4),)]
+    assert [(prompts.box, prompts.points) for prompts in asked[2]] == [((0, 0, 9, 9), ((5, 6),))]

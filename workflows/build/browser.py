@@ -29,13 +29,19 @@ def obstacle() -> str | None:
     return None
 
 
-def visit(url: str, jobs: list[dict[str, Any]], screenshot: Path | None = None, timeout: float = 300) -> list[Any]:
+def visit(
+    url: str, jobs: list[dict[str, Any]], screenshot: Path | None = None, timeout: float = 300, vue: bool = False
+) -> list[Any]:
     """Opens ComfyUI at `url`, does the jobs (see `page.cjs`) and returns their results.
+
+    Args:
+        vue: draw nodes as elements of the page, not on the canvas.
 
     Raises:
         RuntimeError: a job failed; the message is the page's.
     """
-    task = {"url": url, "chromium": _chromium(), "jobs": jobs, "screenshot": screenshot and str(screenshot)}
+    task = {"url": url, "chromium": _chromium(), "vue": vue, "jobs": jobs}
+    task["screenshot"] = screenshot and str(screenshot)
     done = subprocess.run(
         ["node", PAGE], input=json.dumps(task), capture_output=True, text=True, timeout=timeout, env=_environment()
     )

@@ -11,7 +11,7 @@ MODEL, STEPS, START = "toyworld/video", 24, 0.7
 NOTES = {
     "coupled_edit": """\
 **Coupled Edit**: an edit without an inversion, from the clip itself (FlowEdit).
-1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+1. Press Run: the [sample clip](/api/view?filename=toy_clip.mp4&type=input) is there already.
 2. Change the words of what is to change in **Target prompt**, and nothing else: what both prompts share stays.
 3. **Coupled Edit** start: how far from the clip; cfg above source_cfg: how strongly; pull: back to the clip.
 4. Your own clip and model: describe the clip in **Source prompt**, and start with the paper's numbers, which are the \
@@ -19,14 +19,14 @@ node's own. A mask on **Coupled Edit** keeps the rest as it is, to the bit.
 """,
     "two_edits": """\
 **Two edits in one run**: the thing that is clicked, and all the rest, each with a prompt of its own.
-1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+1. Press Run: the [sample clip](/api/view?filename=toy_clip.mp4&type=input) is there already.
 2. **Thing prompt** describes what its mask shows when all is done; **Rest prompt** what is seen elsewhere.
 3. More regions: one more **Region (Weft)** each, with a mask. The one without a mask is all that the others leave.
 4. A method for one region alone: connect it to that region's `controls`.
 """,
     "remove_object": """\
 **Remove a thing**: its place is filled with what the target prompt says is there.
-1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+1. Press Run: the [sample clip](/api/view?filename=toy_clip.mp4&type=input) is there already.
 2. **Click** on the thing. **Source prompt** names it, **Target prompt** describes the scene without it.
 3. Traces left? Raise **Coupled Edit** start towards 1, or cfg, and make the mask larger.
 4. The toy model has never seen an empty scene, so that here this shows the recipe and not how good it is: use a \
@@ -34,7 +34,7 @@ text-to-video model of your own.
 """,
     "add_object": """\
 **Add a thing**: into a region, the rest stays as it is.
-1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+1. Press Run: the [sample clip](/api/view?filename=toy_clip.mp4&type=input) is there already.
 2. **Place** is a mask of where it goes: white is edited. **Target prompt** describes the scene with the thing in it.
 3. Nothing appears? Raise **Coupled Edit** start towards 1, and cfg.
 4. The toy model has never seen two things, so that here this shows the recipe and not how good it is: use a \

@@ -8,7 +8,7 @@ from .parts import CFG, IMAGE_MODEL, Graph, decode, figures, node, prompts, read
 NOTE = """\
 **COVE**: what belongs together in the frames of a clip is found first, and then attends to itself, in the inversion \
 and in the edit.
-1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+1. Press Run: the [sample clip](/api/view?filename=toy_clip.mp4&type=input) is there already.
 2. **Matches** shows where points of the first frame are in the others. If they jump about, raise ensemble of **Find**.
 3. Change the words of what is to change in **Target prompt**, and nothing else.
 4. **Inject** feature_steps and attention_steps: more keep the layout, less edit more. **Sample** cfg: how hard to \
@@ -27,6 +27,7 @@ def cove() -> Graph:
     point = f"{x:.2f} {y:.2f}"  # the middle of the sprite, as shares of width and height
     start = {"latent": wire("Encode"), "source_prompt": wire("Source prompt"), "plan": plan}
     sample = {"trajectory": wire("Invert"), "positive": wire("Target prompt"), "negative": wire("Negative prompt")}
+    sample |= {"source_latent": start["latent"], "source_prompt": start["source_prompt"]}
     return {
         "Read me": read_me(NOTE),
         "Source": source(IMAGE_MODEL),

@@ -9,7 +9,7 @@ DETECTOR = "toyworld/detector"
 
 NOTE = """\
 **A mask by {way}**, through the whole clip, for any node that takes a MASK.
-1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+1. Press Run: the [sample clip](/api/view?filename=toy_clip.mp4&type=input) is there already.
 2. {how}
 3. **Track** follows the thing from there. **Confidence** says how sure it is of each frame, and where it lost it.
 4. Your own clip: put {models}. Those of the toy world know the toy world only.

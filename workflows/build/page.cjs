@@ -1,22 +1,40 @@
 // The browser half of the build and of the browser test: opens ComfyUI's real frontend and does jobs there.
-// stdin: {url, chromium, jobs: [{build: columns of graphs.py} | {drop: workflow, name} | {help: type of a node in the graph}], screenshot: path or null}
-// stdout: [{workflow, api} | {missing, api} | {text}], in the order of the jobs.
+// stdin: {url, chromium, vue: Vue nodes or the canvas', jobs, screenshot: path or null}; a job is one of
+//   {build: columns of graphs.py} -> {workflow, api}
+//   {drop: workflow, name} -> {missing, api, overlaps, spilled, bytes}
+//   {run: {input: value}} -> {overlaps, spilled}: of what was dropped last, with these values, by its Run button
+//   {act: [[verb, ...], ...]} -> {seen: what each "read" saw}: by mouse and keys on a node's widget, see VERBS
+//   {help: type of a node in the graph} -> {text}
+// stdout: the answers, in the order of the jobs.
 const { chromium } = require("playwright-core");
 const { readFileSync } = require("fs");
 
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
-const SETTINGS = { "Comfy.TutorialCompleted": true, "Comfy.Locale": "en" }; // whatever the server's user has set
+const SETTINGS = { "Comfy.TutorialCompleted": true, "Comfy.Locale": "en", "Comfy.UseNewMenu": "Top" }; // whatever the user has
 
 // Runs in the page. Widgets, slots and heights are the frontend's own; we choose only titles, values and columns.
+// Room is left for what a node becomes: with its pictures, and as a Vue node, which is taller in every frontend.
 async function build(columns) {
-  const WIDTH = 340, GAP = 40, TITLE = LiteGraph.NODE_TITLE_HEIGHT;
-  const HEIGHTS = { LoadVideo: 420, SaveVideo: 420, MarkdownNote: 440, WeftEncodePrompt: 160, PreviewAny: 200 };
+  const WIDTH = 400, GAP = 40, EDGE = 36, TITLE = LiteGraph.NODE_TITLE_HEIGHT, LEFT = 120, TOP = 200, SCALE = 0.6;
+  const TEXTS = { MarkdownNote: 440, WeftEncodePrompt: 160, PreviewAny: 240 };
+  const PICTURE = 300; // what a picture, shown in the end or while it runs, adds at most
+  const PICTURES = {
+    LoadVideo: 1, SaveVideo: 1, WeftPreviewWords: 1, PreviewImage: 1, WeftSAMMask: 1, WeftTextToBoxes: 1, WeftEditCandidates: 1,
+    WeftTestTimeAdaptation: 1, WeftPreviewCorrespondence: 1, WeftPreviewSTRScore: 1, WeftEditSampler: 1,
+    WeftCoupledEdit: 1, WeftTrackMask: 2, // both
+  };
+  const asVue = (node) => {
+    const slots = Math.max(node.inputs?.filter((i) => !i.widget).length ?? 0, (node.outputs?.length ?? 0) + 2);
+    const tall = (w) => ["customtext", "MARKDOWN"].includes(w.type) || w.options?.multiline;
+    const height = (w) => w.options?.getMinHeight?.() + 12 || (tall(w) ? 70 : 38);
+    return 90 + 28 * slots + (node.widgets ?? []).reduce((sum, w) => sum + height(w), 0);
+  };
   const app = window.app;
   app.graph.clear();
   const nodes = {};
-  let x = 0;
+  let x = LEFT;
   for (const [heading, column] of Object.entries(columns)) {
-    let y = 0;
+    let y = TOP;
     for (const [title, { type, inputs }] of Object.entries(column)) {
       const node = LiteGraph.createNode(type);
       if (!node) throw new Error(`the server has no node ${type}`);
@@ -29,15 +47,16 @@ async function build(columns) {
         if (!widget) throw new Error(`${type} has no widget ${name}`);
         widget.value = value;
       }
-      node.setSize([WIDTH, Math.max(node.computeSize()[1], HEIGHTS[type] ?? 0)]);
+      const pictures = PICTURE * (PICTURES[type] ?? 0);
+      node.setSize([WIDTH, Math.max(node.computeSize()[1] + Math.min(pictures, PICTURE), TEXTS[type] ?? 0)]);
       nodes[title] = node;
-      y += node.size[1] + TITLE + GAP;
+      y += Math.max(node.size[1], asVue(node) + pictures) + TITLE + GAP;
     }
     const group = new LiteGraph.LGraphGroup(heading);
-    group.pos = [x - GAP / 2, -TITLE - GAP - 20];
-    group.size = [WIDTH + GAP, y + GAP + 10];
+    group.pos = [x - EDGE, TOP - TITLE - GAP - 20];
+    group.size = [WIDTH + 2 * EDGE, y - TOP + GAP + 10];
     app.graph.add(group);
-    x += WIDTH + 2 * GAP;
+    x += WIDTH + 2 * EDGE + 20;
   }
   for (const column of Object.values(columns))
     for (const [title, { inputs }] of Object.entries(column))
@@ -49,6 +68,8 @@ async function build(columns) {
         if (!from.connect(output, to, input)) throw new Error(`cannot connect ${value.title} to ${title}.${name}`);
       }
   const { workflow, output } = await app.graphToPrompt();
+  // It opens with its first columns in view, below the page's bars.
+  workflow.extra = { ...workflow.extra, ds: { scale: SCALE, offset: [0, 40] } };
   return { workflow, api: output };
 }
 
@@ -64,12 +85,109 @@ async function drop(page, workflow, name) {
   );
   await page.dispatchEvent("#graph-canvas", "dragover", { dataTransfer: data });
   await page.dispatchEvent("#graph-canvas", "drop", { dataTransfer: data });
-  await page.waitForFunction((n) => window.app.graph._nodes.length === n, workflow.nodes.length, { timeout: 60000 });
-  return page.evaluate(async () => {
+  await page.waitForFunction((n) => window.app.graph._nodes.length === n, workflow.nodes.length, { timeout: 240000 });
+  const opened = await page.evaluate(async () => {
     const nodes = window.app.graph._nodes;
     const missing = nodes.filter((n) => !(n.type in LiteGraph.registered_node_types)).map((n) => n.type);
-    return { missing, api: (await window.app.graphToPrompt()).output };
+    const { workflow, output } = await window.app.graphToPrompt();
+    return { missing, api: output, bytes: JSON.stringify(workflow).length };
   });
+  return { ...opened, ...(await settled(page)) };
+}
+
+async function run(page, values) {
+  await page.evaluate((values) => {
+    for (const node of window.app.graph._nodes)
+      for (const widget of node.widgets ?? []) if (widget.name in values) widget.value = values[widget.name];
+  }, values);
+  const button = page.locator('[data-testid="queue-button"]').first();
+  // A fading mask may lie over it.
+  await finished(page, () => button.evaluate((e) => (e.querySelector("button") ?? e).click()));
+  return settled(page);
+}
+
+// Waits for the end of a run that `start` begins.
+async function finished(page, start) {
+  await page.evaluate(() => {
+    window.weftEnd = new Promise((done) => {
+      const { api } = window.comfyAPI.api;
+      for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+        api.addEventListener(kind, (e) => done([kind, e.detail]), { once: true });
+    });
+  });
+  const queued = page.waitForResponse((r) => r.url().endsWith("/prompt") && r.request().method() === "POST", { timeout: 240000 });
+  await start();
+  const answer = await queued;
+  if (!answer.ok()) throw new Error(`refused: ${await answer.text()}`);
+  const [kind, detail] = await page.evaluate(() => window.weftEnd);
+  if (kind !== "execution_success") throw new Error(`${kind}: ${detail.node_type}: ${detail.exception_message}`);
+}
+
+// What `act` can do; places are shares of the canvas in the widget of the node with that title.
+const VERBS = {
+  click: async (page, title, x, y) => page.mouse.click(...(await placeOf(page, title, x, y))),
+  shiftClick: async (page, title, x, y) => {
+    await page.keyboard.down("Shift");
+    await page.mouse.click(...(await placeOf(page, title, x, y)));
+    await page.keyboard.up("Shift");
+  },
+  drag: async (page, title, x, y, x2, y2) => {
+    await page.mouse.move(...(await placeOf(page, title, x, y)));
+    await page.mouse.down();
+    await page.mouse.move(...(await placeOf(page, title, x2, y2)), { steps: 5 });
+    await page.mouse.up();
+  },
+  key: (page, key) => page.keyboard.press(key),
+  run: (page) => finished(page, () => page.evaluate(() => void window.app.queuePrompt(0, 1))),
+  runBy: (page, key) => finished(page, () => page.keyboard.press(key)),
+  until: (page, expression) => page.waitForFunction(expression, null, { timeout: 240000 }),
+  wait: (page, seconds) => page.waitForTimeout(1000 * seconds),
+  reopen: (page) => page.evaluate(() => window.app.loadGraphData(window.app.graph.serialize())),
+  read: (page, expression) => page.evaluate(expression),
+};
+
+async function act(page, steps) {
+  const seen = [];
+  for (const [verb, ...given] of steps) {
+    const saw = await VERBS[verb](page, ...given);
+    if (verb === "read") seen.push(saw);
+  }
+  return { seen };
+}
+
+async function placeOf(page, title, x, y) {
+  const canvas = (title) => {
+    const { graph, canvas } = window.app, node = graph._nodes.find((n) => n.title === title);
+    Object.assign(canvas.ds, { scale: 0.8, offset: [300 - node.pos[0], 200 - node.pos[1]] });
+    canvas.setDirty(true, true);
+    return node.widgets.find((w) => w.name === "weft_view").element.querySelector("canvas");
+  };
+  const handle = await page.evaluateHandle(canvas, title);
+  await page.waitForTimeout(400); // until the widget has followed
+  const { left, top, width, height } = await handle.evaluate((e) => e.getBoundingClientRect().toJSON());
+  return [left + x * width, top + y * height];
+}
+
+// What overlaps once nothing grows any more.
+async function settled(page) {
+  await page.waitForTimeout(1500);
+  return page.evaluate(overlaps);
+}
+
+// Runs in the page: pairs of nodes that lie over each other, and nodes that reach out of their group.
+function overlaps() {
+  const TITLE = LiteGraph.NODE_TITLE_HEIGHT, { graph } = window.app;
+  const boxes = graph._nodes.map((n) => {
+    const height = document.querySelector(`[data-node-id="${n.id}"]`)?.offsetHeight ?? 0;
+    return { title: n.title, x: n.pos[0], y: n.pos[1] - TITLE, w: n.size[0], h: Math.max(n.size[1] + TITLE, height) };
+  });
+  const meet = (a, b) => a.x < b.x + b.w && b.x < a.x + a.w && a.y < b.y + b.h && b.y < a.y + a.h;
+  const within = (a, [x, y, w, h]) => a.x >= x && a.y >= y && a.x + a.w <= x + w && a.y + a.h <= y + h;
+  const groups = graph._groups.map((g) => [...g.pos, ...g.size]);
+  return {
+    overlaps: boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => meet(a, b)).map((b) => `${a.title} / ${b.title}`)),
+    spilled: boxes.filter((a) => !groups.some((g) => within(a, g))).map((a) => a.title),
+  };
 }
 
 async function help(page, type) {
@@ -82,7 +200,7 @@ async function help(page, type) {
   }
   await button.dispatchEvent("click");
   const text = page.locator(".node-help-content");
-  await text.locator("h1").waitFor({ timeout: 60000 }); // the panel opens empty
+  await text.locator("h1").waitFor({ timeout: 240000 }); // the panel opens empty
   return { text: await text.innerText() };
 }
 
@@ -97,20 +215,23 @@ function titleOf(type) {
   return [left + x, top + y];
 }
 
-async function main({ url, chromium: executablePath, jobs, screenshot }) {
+async function main({ url, chromium: executablePath, vue, jobs, screenshot }) {
   const browser = await chromium.launch({ executablePath, headless: true, args: FLAGS });
   try {
     const page = await browser.newPage({ viewport: { width: 1600, height: 950 } });
+    const settings = { ...SETTINGS, "Comfy.VueNodes.Enabled": vue };
     await page.route("**/api/settings", (route) =>
-      route.request().method() === "GET" ? route.fulfill({ json: SETTINGS }) : route.fulfill({ json: {} }),
+      route.request().method() === "GET" ? route.fulfill({ json: settings }) : route.fulfill({ json: {} }),
     );
-    await page.goto(url, { waitUntil: "domcontentloaded", timeout: 60000 });
+    await page.goto(url, { waitUntil: "domcontentloaded", timeout: 240000 });
     const ready = () => window.app?.graph && window.app.extensionManager && LiteGraph.registered_node_types.LoadVideo;
-    await page.waitForFunction(ready, null, { timeout: 60000 });
+    await page.waitForFunction(ready, null, { timeout: 240000 });
     const results = [];
     for (const job of jobs) {
       if (job.build) results.push(await page.evaluate(build, job.build));
       else if (job.drop) results.push(await drop(page, job.drop, job.name));
+      else if (job.act) results.push(await act(page, job.act));
+      else if (job.run) results.push(await run(page, job.run));
       else results.push(await help(page, job.help));
     }
     if (screenshot) {

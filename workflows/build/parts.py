@@ -91,6 +91,8 @@ def saved(frames: Wire) -> Column:
 def figures(edit: Wire, **mask: Wire) -> Column:
     """The edit measured against the source."""
     return {
+        "Compare": node(
+            "WeftCompareVideos", a=wire("Source frames", "images"), b=edit, fps=wire("Source frames", "fps")
+        ),
         "Evaluate": node("WeftEvaluateEdit", source=wire("Source frames", "images"), edit=edit, **mask),
-        "Figures": node("PreviewAny", source=wire("Evaluate", "text")),
     }

@@ -9,7 +9,7 @@ STRENGTH = 0.5  # of STR-Match, for this model
 
 NOTE = """\
 **STR-Match{title}**: rewrites what moves in a clip and keeps its layout and motion.
-1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+1. Press Run: the [sample clip](/api/view?filename=toy_clip.mp4&type=input) is there already.
 2. Change the words of what is to change in **Target prompt**, and nothing else.
 3. **STR-Match** strength: more follows the source, less edits more. **Sample** cfg: how hard to follow the prompt.
 4. Your own clip and model: put a diffusers folder (Zeroscope, ModelScope) into `models/diffusers`, choose it in \
@@ -38,6 +38,8 @@ def str_match(masked: bool) -> Graph:
         negative=wire("Negative prompt"),
         plan=wire("Blend" if masked else "STR-Match"),
         cfg=CFG,
+        source_latent=start["latent"],
+        source_prompt=start["source_prompt"],
     )
     return {
         "Read me": read_me(NOTE.format(**(MASKED_NOTE if masked else PLAIN_NOTE))),

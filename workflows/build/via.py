@@ -10,7 +10,7 @@ BACKGROUND = "make the background teal striped"
 
 NOTE = """\
 **VIA, {title}**: an instruction edits every frame, by an image model that is given the frame and the text.
-1. Upload `workflows/toy_clip.mp4` of this pack in the Load Video node, then press Run.
+1. Press Run: the [sample clip](/api/view?filename=toy_clip.mp4&type=input) is there already.
 2. Say what to do in **Instruction**{also}.
 3. {first}
 4. {then}
