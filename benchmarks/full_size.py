@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones.diffusers.cogvideox import CogVideoX
 from ..backbones.diffusers.text import prompt_of
@@ -30,8 +30,8 @@ from ..backbones.diffusers.unet2d import UNet2D
 from ..backbones.diffusers.unet3d import UNet3D
 from ..backbones.diffusers.unet_motion import UNetMotion
 from ..backbones.lavie.denoiser import LaVie
-from ..backbones.lavie.network import Config, LaVieUNet
 from ..backbones.memory import PlainMemory
+from ..backbones.random_network import random_network
 from ..engine.call import Evaluation
 from ..engine.plan import PLAIN
 from ..engine.probe import read_calls
@@ -77,26 +77,9 @@ CASES = {
 
 
 def make_denoiser(case: Case, device: str, dtype: torch.dtype) -> DiffusersUNet:
-    """The network of a case at random weights, small enough to keep its activations finite."""
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        network = _network(case)
-    network = network.to_empty(device=device).to(dtype).eval().requires_grad_(False)
-    for name, weight in network.named_parameters():
-        if weight.ndim > 1:
-            nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
-        else:
-            nn.init.constant_(weight, float("norm" in name and name.endswith("weight")))
-    for buffer in network.buffers():
-        nn.init.zeros_(buffer)
+    """The network of a case at random weights."""
+    network = random_network(case.network, device, dtype, **dict(case.config))
     return case.family("full size", network, Layout(8), {}, PlainMemory(device))
-
-
-def _network(case: Case) -> nn.Module:
-    import diffusers
-
-    sizes = dict(case.config)
-    return LaVieUNet(Config(**sizes)) if case.network == "LaVie" else getattr(diffusers, case.network)(**sizes)
 
 
 def stage_of(denoiser: DiffusersUNet, case: Case, name: str) -> Callable[[], None]:
