@@ -28,8 +28,15 @@ train: environment
 	$(RUN) weft.toyworld.train vae
 	$(RUN) weft.toyworld.train image
 	$(RUN) weft.toyworld.train video
+	$(RUN) weft.toyworld.train words
+	$(RUN) weft.toyworld.train shapes
+	$(RUN) weft.toyworld.train detail
+	$(RUN) weft.toyworld.train crisp
+	$(RUN) weft.toyworld.train things
+	$(RUN) weft.toyworld.train epsilon
 	$(RUN) weft.toyworld.train instruct
 	$(RUN) weft.toyworld.train sam
+	$(RUN) weft.toyworld.train clicks
 	$(RUN) weft.toyworld.train detector
 	$(RUN) weft.toyworld.train clip
 

@@ -144,6 +144,11 @@ def _with_layers(backbone: Backbone, rank: int, seed: int = 0) -> Backbone:
 
     if rank < 1:
         raise ValueError(f"want a rank of 1 or more, got {rank}")
+    if not hasattr(backbone.denoiser, "network"):
+        raise ValueError(
+            f"'{backbone.name}' is ComfyUI's own model, and adapters are trained on diffusers folders alone: use Load "
+            "Model; a LoRA of ComfyUI's goes on the MODEL, before From ComfyUI Model"
+        )
     if any("lora_" in name for name, _ in backbone.denoiser.network.named_parameters()):
         raise ValueError(f"'{backbone.name}' has an adapter already: start from the model it was made from")
     # Other parameters around the same numbers: when one network is moved, the other stays where it is.

@@ -15,7 +15,7 @@ from ..engine.ports import Backbone
 from ..engine.source import Trajectory
 
 FEW = 4  # frames that stand for a clip
-FIRST = 2  # latent frames that stand for one of a 3-D VAE
+FIRST = 3  # latent frames that stand for one of a 3-D VAE, as few as such a VAE decodes
 
 
 def few(clip: Tensor, count: int = FEW) -> Tensor:
@@ -34,12 +34,14 @@ class LatentPreview:
         # Latent frames that stand for several are decoded together with those before them, and the first are quickest.
         cells = few(clip) if layout.frames == 1 else clip[:FIRST]
         frames = backbone.codec.decode(backbone.codec.unscale(cells))
-        frames = frames[[layout.span(t)[-1] for t in range(len(cells))]]
         if layout.frames == 1:
             recolored = _recolored(frames)
             cells = torch.cat([cells, backbone.codec.scale(backbone.codec.encode(recolored))])
             frames = torch.cat([frames, recolored])
         colors = F.interpolate(frames.movedim(-1, 1), cells.shape[-2:], mode="area")
+        if layout.frames > 1:  # those of a latent frame are the mean of its frames
+            spans = [layout.span(t) for t in range(len(cells))]
+            colors = torch.stack([colors[span.start : span.stop].mean(0) for span in spans])
         x, y = _features(cells).flatten(0, 2), rearrange(colors, "f c h w -> (f h w) c")
         # A flat frame leaves directions undetermined; a little ridge sends them to zero.
         ridge = 1e-3 * len(x) * torch.eye(x.shape[1])

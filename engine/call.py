@@ -6,6 +6,7 @@ and frames keep their names on the way, so that a control further in knows whose
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -83,7 +84,7 @@ class Call:
     site: Site
     rows: tuple[Row, ...]  # whose outputs these are, and whose values
     q: Tensor  # [R, G, H, M, D]
-    k: Tensor  # [R, G or 1, H, L, D]; 1: every group sees the same
+    k: Tensor  # [R, G or 1, H, L, D]; 1: every group sees the same. In joint attention the clip's tokens come last
     v: Tensor  # as k
     frames: tuple[int, ...]  # of the clip
     grid: tuple[int, int, int]  # (F, h, w) of the image tokens at this site
@@ -122,6 +123,9 @@ class Call:
         """The call with the queries and keys, so the attention map, of another one of the same layer: of the source,
         say. Its one row then serves every row here."""
         q, k, key_tokens = (x.expand(len(self.rows), *x.shape[1:]) for x in (other.q, other.k, other.tokens))
+        if self.site.kind == "joint":  # a text's tokens stay with its values
+            clip = math.prod(self.grid)
+            q, k = (torch.cat([own[..., :-clip, :], x[..., -clip:, :]], 3) for own, x in ((self.q, q), (self.k, k)))
         return replace(self, q=q, k=k, key_tokens=key_tokens, map_of=other.rows * len(self.rows))
 
     def seeing(self, frames: Iterable[Sequence[int]]) -> Call:

@@ -14,7 +14,7 @@ from .autograd import ordinary
 from .call import Attend, Call, Evaluation, Features
 from .monitor import Monitor
 from .source import Trajectory
-from .words import Model, Prompt, Row
+from .words import Block, Model, Prompt, Row, Site
 
 Slot = Literal["inject", "output", "map", "keys"]
 # The first is outermost; wire order decides only among equals. At an attention call the source's queries and keys come
@@ -74,6 +74,7 @@ class Control:
 
     slot: ClassVar[Slot] = "output"
     title: ClassVar[str] = ""  # as its node is called, where that is not the class's name in words
+    looks_only: ClassVar[bool] = False  # at calls as layers project them; its `attention` changes nothing
 
     def needs(self) -> Needs:
         return Needs()
@@ -88,6 +89,10 @@ class Control:
         Args:
             target: what the edited clip shows; None in an inversion.
         """
+
+    def looks_at(self, place: Site | Block) -> bool:
+        """Whether it uses what the source has at a place; a backbone may drop all else of it."""
+        return True
 
     def joined(self, other: Control) -> Control | None:
         """One control that does what both do, where two of a kind must not act one after the other."""
@@ -204,9 +209,7 @@ def _conflict(one: Control, other: Control) -> str | None:
     kinds = {a.keys, b.keys} - {"own"}
     if "bank" in kinds and a.keys != "own" and b.keys != "own":
         return "one gives all frames the keys of a few, the other gives them other keys; keep one of them"
-    if a.keys == b.keys == "bases":
-        return "each replaces the keys by bases of its own; keep one of them"
-    return None
+    return "each replaces the keys by bases of its own; keep one of them" if a.keys == b.keys == "bases" else None
 
 
 def name_of(control: Control) -> str:

@@ -78,7 +78,7 @@ class Codec(Protocol):
 
 
 class TextEncoder(Protocol):
-    fingerprint: str
+    fingerprint: str  # "" where the model takes whatever conditioning it is given
 
     def embed(self, text: str) -> Prompt: ...
 
@@ -110,7 +110,9 @@ class Backbone:
 
     def require_prompt(self, prompt: Prompt, frames: int) -> None:
         """ValueError for a prompt that another text encoder made, or that is for another number of frames."""
-        if prompt.encoder != self.text.fingerprint:
+        if self.text.fingerprint and not prompt.encoder:
+            raise ValueError("this conditioning is not from Weft: use 'Encode Prompt (Weft)' with the same model")
+        if self.text.fingerprint and prompt.encoder != self.text.fingerprint:
             raise ValueError(
                 f"the prompt '{prompt.text}' was encoded by another model than '{self.name}': encode it with this one"
             )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .call import Attend, Call, Evaluation, Features
 from .plan import Control, EditPlan, Slot
-from .words import Block, Row
+from .words import Block, Row, Site
 
 
 class _Enough(Exception):
@@ -23,12 +23,16 @@ class _Enough(Exception):
 @dataclass(frozen=True, eq=False)
 class _CallReader(Control):
     slot: ClassVar[Slot] = "inject"
+    looks_only: ClassVar[bool] = True
 
     wanted: frozenset[str]
     row: Row
     frames: tuple[int, ...]
     stops: bool  # once it has seen enough
     calls: dict[str, Call] = field(default_factory=dict)
+
+    def looks_at(self, place: Site | Block) -> bool:
+        return isinstance(place, Site) and place.layer in self.wanted
 
     def attention(self, call: Call, attend: Attend) -> Tensor:
         layer = call.site.layer

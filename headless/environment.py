@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from .comfyui import ROOT, clone_comfyui, find_comfyui
+from .comfyui import ROOT, clone_comfyui, comfyui_requirements, find_comfyui
 
 VENV = ROOT / ".venv"
 TORCH, TORCHVISION = "2.13.0", "0.28.0"  # a pair: each torchvision fits one torch, and neither may be replaced later
@@ -26,7 +25,6 @@ TRITON = "3.7.1"
 TOOLS = ("pytest", "ruff")
 REQUIREMENTS = ROOT / "requirements.txt", Path(__file__).with_name("requirements.txt")  # the pack's, the client's
 SHIM = Path(__file__).with_name("torchvision_cpu_ops.py")
-UNUSED_BY_US = ("torch", "torchvision", "torchaudio")  # of ComfyUI's: two are pinned above, audio it starts without
 FORGOTTEN_BY_COMFYUI = ("requests",)
 
 
@@ -68,12 +66,6 @@ def prepare(torch: str = TORCH, torchvision: str = TORCHVISION) -> None:
 def interpreter() -> Path:
     """The Python of `.venv`."""
     return VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-
-
-def comfyui_requirements(comfyui: Path) -> list[str]:
-    """What ComfyUI asks for, less torch and its kin."""
-    lines = (line.split("#")[0].strip() for line in (comfyui / "requirements.txt").read_text().splitlines())
-    return [line for line in lines if line and re.split(r"[\s<>=!~\[;]", line)[0].lower() not in UNUSED_BY_US]
 
 
 def _fingerprint(comfyui: Path | None, torch: str, torchvision: str) -> str:

@@ -23,15 +23,16 @@ LOG_TAIL = 20  # lines
 
 @contextmanager
 def comfyui_server(
-    comfyui: Path, base: Path, *, arguments: Sequence[str] = (), log: Path | None = None
+    comfyui: Path, base: Path, *, arguments: Sequence[str] = (), log: Path | None = None, python: Path | None = None
 ) -> Iterator[Server]:
-    """Runs ComfyUI, with this interpreter, for the length of a `with`.
+    """Runs ComfyUI for the length of a `with`.
 
     Args:
         comfyui: its checkout.
         base: its folder for models, input, output and custom nodes; made if need be, and kept.
         arguments: more of its command line, such as "--cpu".
         log: where its output goes; by default `base`/comfyui.log.
+        python: the interpreter; by default this one.
 
     Raises:
         RuntimeError: it did not start; the message ends with the last lines of its log.
@@ -43,8 +44,15 @@ def comfyui_server(
     if not pack.exists():
         pack.symlink_to(ROOT, target_is_directory=True)
     port = _free_port()
-    command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port), "--disable-api-nodes"]
-    command += ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", *arguments]
+    command = [str(python or sys.executable), "main.py", "--listen", "127.0.0.1", "--port", str(port)]
+    command += [
+        "--disable-api-nodes",
+        "--base-directory",
+        str(base),
+        "--database-url",
+        "sqlite:///:memory:",
+        *arguments,
+    ]
     with open(log, "wb") as output:
         process = subprocess.Popen(
             command,

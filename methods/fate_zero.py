@@ -120,12 +120,12 @@ class FateZero(Control):
         return Needs(source=True, all_frames=not own, keys="own" if own else "frames")
 
     def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+        if not {"spatial", "cross"} <= {site.kind for site in model.sites}:
+            raise ValueError(f"FateZero wants self- and cross-attention, and '{model.name}' does not have both")
         for word in self.words:
             text.positions(trajectory.prompt, word)
         if target is not None:
             self._fused(trajectory.prompt, target)
-        if not {"spatial", "cross"} <= {site.kind for site in model.sites}:
-            raise ValueError(f"FateZero wants self- and cross-attention, and '{model.name}' does not have both")
 
     def _fused(self, source: Prompt, target: Prompt) -> tuple[text.TokenMap, Tensor]:
         tokens = (text.refined if self.mapping == "refine" else text.replaced)(source, target)

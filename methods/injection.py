@@ -35,6 +35,7 @@ class FeatureInjection(Control):
             TokenFlow, FLATTEN and COVE. More than the run has means all.
         attention_steps: the same for queries and keys of self-attention: 25 in TokenFlow, 40 in FLATTEN and COVE.
             With both 0 this is the plain edit bit for bit.
+            A transformer has no such blocks: there attention alone is injected, in the second half of its layers.
         places: "plug_and_play": the second residual block of the decoder's first stage with attention, and all its
             self-attention but the first (as TokenFlow); "flatten": the first two residual blocks there and the first
             of the next stage, and of the finest stage only the first self-attention (as FLATTEN, which COVE follows).
@@ -64,13 +65,20 @@ class FeatureInjection(Control):
         return not idle.get(seam, False) and super().acts_at(seam)
 
     def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+        if self.attention_steps == 0 and self.feature_steps and not any(self.injects(b) for b in model.blocks):
+            raise ValueError(f"'{model.name}' has no residual blocks to inject: set attention_steps")
         if not any(self.injects(site) for site in model.sites):
             raise ValueError(
                 f"'{model.name}' has no decoder with two attention layers: features cannot be injected into it"
             )
 
+    def looks_at(self, place: Site | Block) -> bool:
+        return self.injects(place)
+
     def injects(self, place: Site | Block) -> bool:
         """Whether this attention layer, or this residual block, gets what the source has there."""
+        if isinstance(place, Site) and place.kind == "joint":
+            return place.half == "decoder"
         if place.place is None:
             return False
         if isinstance(place, Block):

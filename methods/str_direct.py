@@ -65,12 +65,13 @@ class _Side:
     def __init__(self, call: Call):
         q, k = (x[0, 0] for x in (call.q, call.k))  # [H, M, D]
         q, k = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (q, k))
+        hidden = 0 if call.bias is None else call.bias[0, 0, 0, 0].to(q)  # what hides a text's padding: [L]
         clip = call.grid[0] * call.grid[1] * call.grid[2]
         self.size, self.q, self.k, self.scale = clip // call.grid[0], q[:, -clip:], k[:, -clip:], call.scale
         step = max(1, ROOM // (k.shape[0] * k.shape[1]))
 
         def sums(some: Tensor) -> Tensor:
-            return _again(lambda: (some @ k.transpose(-1, -2) * self.scale).logsumexp(-1))
+            return _again(lambda: (some @ k.transpose(-1, -2) * self.scale + hidden).logsumexp(-1))
 
         self.sums = torch.cat([sums(part) for part in self.q.split(step, 1)], 1)  # [H, F N]
 

@@ -207,13 +207,14 @@ def _temporal_maps(call: Call) -> Tensor:
     """[N, H, F, F] softmax maps in float32, with what the layer adds to its logits; small, so they are simply made."""
     q, k = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in _over(call, "temporal"))
     logits = q @ k.transpose(-1, -2) * call.scale
-    return (logits if call.bias is None else logits + call.bias[0].to(logits)).softmax(-1)
+    own = call.bias is not None and call.site.kind != "joint"  # there it hides a text's padding, which is not in these
+    return (logits + call.bias[0].to(logits) if own else logits).softmax(-1)
 
 
 def _map_distance(source: Pair, target: Pair) -> Tensor:
     """Squared distance of head-mean spatial and temporal maps: the baseline of the paper's ablation."""
     (s, s_time), (t, t_time) = source, target
     spatial = map_distance(*_over(s, "spatial"), *_over(t, "spatial"), scale=t.scale)
-    if t_time.bias is not None:
+    if t_time.bias is not None and t_time.site.kind != "joint":
         return spatial + (_temporal_maps(s_time).mean(1) - _temporal_maps(t_time).mean(1)).square().sum()
     return spatial + map_distance(*_over(s_time, "temporal"), *_over(t_time, "temporal"), scale=t_time.scale)

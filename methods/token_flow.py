@@ -39,7 +39,8 @@ class Keyframes:
 
     frames: int  # of the clip
     gathering: bool  # whether this is the keyframes' own pass
-    held: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # source tokens [M, n, C], out [R, M, H, n, D]
+    # of a layer and some rows: source tokens [M, n, C], out [R, M, H, n, D]
+    held: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ class TokenFlow(Control):
         if not keyframes.gathering:
             return self._carried(call, keyframes)
         out = _together(call, attend)
-        keyframes.held[call.site.layer] = call.source.tokens[0], out
+        keyframes.held[call.site.layer, call.rows] = call.source.tokens[0], out
         return out
 
     def _carried(self, call: Call, keyframes: Keyframes) -> Tensor:
         """[R, F, H, n, D]: what the keyframes' attention gave, at the nearest tokens."""
-        there, out = keyframes.held[call.site.layer]
+        there, out = keyframes.held[call.site.layer, call.rows]
         here, frames = call.source.tokens[0], call.frames
         own = [frame // self.batch for frame in frames]
         later = [i for i, m in enumerate(own) if m > 0]  # those with a batch before

@@ -11,6 +11,7 @@ log = logging.getLogger(__name__)
 
 NODES = {  # module -> nodes in it
     "load": ("WeftLoadModel",),
+    "native": ("WeftFromComfyModel",),
     "animatediff": ("WeftLoadAnimateDiff",),
     "prompt": ("WeftLoadPrompt",),
     "frames": ("WeftEncodePrompt", "WeftEncodeFrames", "WeftDecodeFrames"),

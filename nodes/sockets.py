@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
+from ..backbones.comfy import text as native
 from ..backbones.diffusers.text import prompt_of
 from ..engine.plan import PLAIN, Control, EditPlan
 from ..engine.words import Prompt
@@ -52,19 +53,28 @@ def controls_of(plan: EditPlan | None) -> tuple[Control, ...]:
 def to_conditioning(prompt: Prompt) -> list:
     """As ComfyUI passes prompts about, with what a trajectory needs to know of this one."""
     told = {"weft_text": prompt.text, "weft_encoder": prompt.encoder, "weft_tokens": prompt.tokens}
+    if "conditioning" in prompt.cond:
+        return [[tensor, {**extra, **told}] for tensor, extra in prompt.cond["conditioning"]]
     return [[prompt.cond["embedding"], {"pooled_output": None, **told}]]
 
 
 def from_conditioning(conditioning: list) -> Prompt:
-    """Raises ValueError for a conditioning that no Weft node made, or that core's nodes have changed since."""
+    """A prompt of this pack's text encoders, or of core's conditioning, which ComfyUI's own models take whole.
+
+    Raises:
+        ValueError: what is no conditioning, or an empty one; one of this pack's encoders that core's nodes have changed
+            since.
+    """
     match conditioning:
-        case [[embedding, {"weft_text": str(), "weft_encoder": str()} as extra], *_] if (
-            getattr(embedding, "ndim", 0) == 3
+        case [[embedding, {"weft_text": str(text), "weft_encoder": str(encoder)} as extra], *_] if (
+            encoder and is_embedding(embedding)
         ):
             require_plain(conditioning)
+            return prompt_of(embedding, text, encoder, tuple(extra.get("weft_tokens", ())))
+        case [[_, {"weft_text": str(text)} as extra]]:
+            return native.prompt_of(conditioning, text, tuple(extra.get("weft_tokens", ())))
         case _:
-            raise ValueError("this conditioning is not from Weft: use 'Encode Prompt (Weft)' with the same model")
-    return prompt_of(embedding, extra["weft_text"], extra["weft_encoder"], tuple(extra.get("weft_tokens", ())))
+            return native.prompt_of(conditioning)
 
 
 def is_embedding(value: object) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from weft.backbones.diffusers.single_file import CONFIGS
+from weft.tests.tiny import spread
 
 WIDTHS, VAE_WIDTHS, TEXT_WIDTH, TEXT_LAYERS = (32, 64, 64, 64), (32, 32, 32, 32), 64, 2
 TOP = {
@@ -126,3 +127,34 @@ def make_checkpoint(file: Path, tokenizer, kind: str = "sd1", channels: int = 4,
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(original(kind, *make_parts(kind, tokenizer, channels)) | more, file, metadata={"format": "pt"})
     return file
+
+
+# ---- AnimateDiff's motion modules -----------------------------------------------------------------------------------
+
+VERSIONS = {"v1": (24, False), "v2": (32, True), "v3": (32, False)}  # frames, and whether there is one in the middle
+
+
+def adapter_of(version):
+    """A motion module of random weights, narrow."""
+    from diffusers import MotionAdapter
+
+    longest, middle = VERSIONS[version]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        adapter = MotionAdapter(WIDTHS, motion_max_seq_length=longest, use_motion_mid_block=middle)
+        spread(adapter)
+    return adapter
+
+
+def released(adapter) -> dict[str, torch.Tensor]:
+    """Its tensors as AnimateDiff's files have them."""
+    tensors = {}
+    for name, tensor in adapter.state_dict().items():
+        if name.endswith("pos_embed.pe"):
+            for i in (0, 1):
+                tensors[name.replace("pos_embed.pe", f"attention_blocks.{i}.pos_encoder.pe")] = tensor.clone()
+            continue
+        name = name.replace("norm3", "ff_norm").replace(".norm1", ".norms.0").replace(".norm2", ".norms.1")
+        tensors[re.sub(r"attn(\d)", lambda m: f"attention_blocks.{int(m[1]) - 1}", name)] = tensor
+    place = re.compile(r"(motion_modules\.\d+)")
+    return {place.sub(r"\1.temporal_transformer", name): tensor for name, tensor in tensors.items()}

@@ -38,7 +38,7 @@ class Slot:
 
     def takes(self, value: Any) -> bool:
         """Whether a widget may hold this value. The list of models depends on the machine: any name will do."""
-        if self.type == "COMBO" and self.name != "model":
+        if self.type == "COMBO" and self.name not in ("model", "motion_module"):
             return value in self.details["options"]
         if self.type in ("INT", "FLOAT"):
             return self.details["min"] <= value <= self.details["max"]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from weft.backbones.known_models import KNOWN
 from weft.tests.conftest import ROOT
 from weft.tests.schemas import schemas
 from weft.workflows.build.graphs import GRAPHS
@@ -14,11 +15,20 @@ CORE = {  # the nodes of ComfyUI that we use -> their widgets, in order
     "GetVideoComponents": (),
     "MaskToImage": (),
     "SolidMask": ("value", "width", "height"),
+    "ImageFromBatch": ("batch_index", "length"),
+    "ImageScale": ("upscale_method", "width", "height", "crop"),
     "GrowMask": ("expand", "tapered_corners"),
     "MaskComposite": ("x", "y", "operation"),
     "CreateVideo": ("fps",),
     "SaveVideo": ("filename_prefix", "format", "codec"),
     "PreviewAny": (),
+    "CheckpointLoaderSimple": ("ckpt_name",),
+    "UNETLoader": ("unet_name", "weight_dtype"),
+    "CLIPLoader": ("clip_name", "type", "device"),
+    "DualCLIPLoader": ("clip_name1", "clip_name2", "type", "device"),
+    "VAELoader": ("vae_name",),
+    "CLIPTextEncode": ("text",),
+    "ModelSamplingSD3": ("shift",),
 }
 DISTRIBUTED = {"DistributedSeed": ("seed", "control_after_generate"), "DistributedCollector": ("load_balance",)}
 CORE |= DISTRIBUTED  # of ComfyUI-Distributed, in the workflow that is named after it
@@ -130,13 +140,15 @@ def test_titles_are_unique_and_short(ui):
     assert all("." not in t and "=" not in t and len(t) <= 20 for t in titles), "`--set Title.input=value` reads them"
 
 
-def test_clips_and_model_ship(api):
+def test_clips_and_models_ship_or_the_loader_knows_where_they_are(api):
     for node in api.values():
         if node["class_type"] == "LoadVideo":
             assert (FOLDER / node["inputs"]["file"]).stat().st_size < 1_000_000
         if node["class_type"] == "WeftLoadModel":
             toy = node["inputs"]["model"].removeprefix("toyworld/")
-            assert (ROOT / "toyworld" / "weights" / toy / "model_index.json").is_file()
+            assert (ROOT / "toyworld" / "weights" / toy / "model_index.json").is_file() or toy in KNOWN
+        if node["class_type"] == "WeftLoadAnimateDiff":
+            assert {node["inputs"]["model"], node["inputs"]["motion_module"]} <= set(KNOWN)
         if node["class_type"] in SHIPPED:
             assert node["inputs"]["model"].startswith("toyworld/")
             assert (ROOT / "toyworld" / "weights" / SHIPPED[node["class_type"]]).is_file()

@@ -20,6 +20,9 @@ SEED = 4345  # the models are trained on seed 1234
 EDIT = ("shape", "color")
 FPS = 8
 NEARLY_LOSSLESS = {"crf": "8", "preset": "veryslow"}
+# Colors at the full resolution: readers differ in how they fill in what 4:2:0 leaves out, ComfyUI's from version to
+# version, by half the range at the edges of a sprite.
+WHOLE = "yuv444p"
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 CLIP = WORKFLOWS / "toy_clip.mp4"
@@ -57,7 +60,7 @@ def frames_of(clips: Clips) -> Tensor:
     return video[0].movedim(1, -1)
 
 
-def write_video(path: Path, frames: Tensor, options: dict[str, str] | None = None) -> None:
+def write_video(path: Path, frames: Tensor, options: dict[str, str] | None = None, pixels: str = "yuv420p") -> None:
     """Writes frames [F, H, W, 3] in 0..1 as H.264 that browsers play; without options, as ComfyUI's SaveVideo does."""
     import av
 
@@ -65,7 +68,7 @@ def write_video(path: Path, frames: Tensor, options: dict[str, str] | None = Non
     with av.open(str(path), mode="w") as container:
         stream = container.add_stream("h264", rate=Fraction(FPS), options=options or {})
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixels
         for picture in (frames * 255).clamp(0, 255).byte().numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
@@ -80,7 +83,7 @@ def read_video(path: Path) -> Tensor:
 
 
 def main() -> None:
-    write_video(CLIP, frames_of(source_clip()), NEARLY_LOSSLESS)
+    write_video(CLIP, frames_of(source_clip()), NEARLY_LOSSLESS, WHOLE)
     source, edit = captions()
     print(f"{CLIP.name}: {source}\nedit: {edit}")
 

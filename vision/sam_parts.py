@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-NO_SAM = "is not a Segment Anything checkpoint (vit_h, vit_l, vit_b)"
+NO_SAM = "is not a Segment Anything checkpoint (vit_h, vit_l, vit_b; a SAM 2 is loaded from its transformers folder)"
 DECODER_HEADS = 8  # of every SAM; the one number that no tensor's shape tells
 
 

@@ -33,7 +33,7 @@ KEPT = 34  # the same, that a pass with gradients keeps of each layer
 class CogVideoX(DiffusersUNet):
     """See `Denoiser`."""
 
-    fewest_frames = 5  # two latent frames
+    fewest_frames = 9  # three latent frames
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:

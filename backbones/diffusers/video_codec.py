@@ -103,11 +103,12 @@ class VideoCodec:
                 f"want a clip of at least {self.fewest_frames} frames, got {frames}: is this a picture, or an "
                 "unreadable video?"
             )
-        group, fitting = self.layout.frames, self.layout.pixel_frames(self.layout.latent_frames(frames))
-        if fitting != frames:
+        # The VAE decodes a few latent frames at a time, and takes the first for one frame if the first few are odd.
+        group = self.layout.frames * self.vae.num_latent_frames_batch_size
+        if more := (1 - frames) % group:
             raise ValueError(
-                f"'{self.name}' wants {group}k + 1 frames, got {frames}: cut the clip to {fitting - group}, or add "
-                f"frames up to {fitting}"
+                f"'{self.name}' wants {group}k + 1 frames, got {frames}: cut the clip to {frames + more - group}, or "
+                f"add frames up to {frames + more}"
             )
 
     def _require_size(self, height: int, width: int) -> None:

@@ -11,6 +11,7 @@ from ...backbones.diffusers.unet import DiffusersUNet
 from ...backbones.diffusers.unet2d import UNet2D
 from ...backbones.diffusers.unet3d import UNet3D
 from ...backbones.memory import PlainMemory
+from ...backbones.random_network import random_network
 from ...engine.ports import Backbone
 from ...engine.words import Layout, Prompt
 
@@ -62,46 +63,31 @@ class NoText:
 
 def image_model(size: Size, device: torch.device, dtype: torch.dtype, instruct: bool = False) -> Backbone:
     """Stable Diffusion 1.5, or InstructPix2Pix, with its VAE."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    def make():
-        return UNet2DConditionModel(
-            in_channels=8 if instruct else 4,
-            block_out_channels=size.widths,
-            attention_head_dim=8,
-            cross_attention_dim=size.text,
-            norm_num_groups=size.groups,
-        ), AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=size.vae_widths,
-            layers_per_block=2,
-            latent_channels=4,
-            norm_num_groups=size.groups,
-        )
-
-    return _backbone("random InstructPix2Pix" if instruct else "random SD 1.5", make, UNet2D, size, device, dtype)
+    network = {"in_channels": 8 if instruct else 4, "attention_head_dim": 8}
+    vae = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": size.vae_widths,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    }
+    name = "random InstructPix2Pix" if instruct else "random SD 1.5"
+    return _backbone(name, UNet2D, "UNet2DConditionModel", network, vae, size, device, dtype)
 
 
 def video_model(size: Size, device: torch.device, dtype: torch.dtype) -> Backbone:
-    """Zeroscope; its attention at the finest level too."""
-    from diffusers import AutoencoderKL, UNet3DConditionModel
-
-    def make():
-        return UNet3DConditionModel(
-            block_out_channels=size.widths,
-            attention_head_dim=64 if size is FULL else 8,
-            cross_attention_dim=size.text,
-            norm_num_groups=size.groups,
-        ), AutoencoderKL(norm_num_groups=size.groups, block_out_channels=(size.groups,))
-
-    return _backbone("random Zeroscope", make, UNet3D, size, device, dtype)
+    """Zeroscope; its attention at the finest level too. Its clips are latents from the start, so its VAE is a stub."""
+    network = {"attention_head_dim": 64 if size is FULL else 8}
+    vae = {"block_out_channels": (size.groups,)}
+    return _backbone("random Zeroscope", UNet3D, "UNet3DConditionModel", network, vae, size, device, dtype)
 
 
-def _backbone(name: str, make, family: type[DiffusersUNet], size: Size, device, dtype) -> Backbone:
-    torch.manual_seed(0)
-    with torch.device(device):
-        network, vae = (module.to(dtype).eval().requires_grad_(False) for module in make())
+def _backbone(
+    name: str, family: type[DiffusersUNet], kind: str, network: dict, vae: dict, size: Size, device, dtype
+) -> Backbone:
+    sizes = {"block_out_channels": size.widths, "cross_attention_dim": size.text, "norm_num_groups": size.groups}
+    network = random_network(kind, str(device), dtype, **sizes, **network)
+    vae = random_network("AutoencoderKL", str(device), dtype, norm_num_groups=size.groups, **vae)
     memory = PlainMemory(device)
     layout = Layout(2 ** (len(vae.config.block_out_channels) - 1))
     denoiser = family(name, network, layout, SCHEDULER, memory)

@@ -367,6 +367,8 @@ def test_the_codec_is_the_vae(backbone):
         assert_close(z, vae.encode(frames.movedim(-1, 0)[None] * 2 - 1).latent_dist.mode())
         want = (vae.decode(z).sample / 2 + 0.5).clamp(0, 1)[0].movedim(0, -1)
     assert_close(backbone.codec.decode(z), want)
+    for frames in (9, 17):  # as many come out as went in
+        assert backbone.codec.decode(backbone.codec.encode(clip(frames=frames))).shape == clip(frames=frames).shape
     assert_close(backbone.codec.scale(z), 0.7 * z[0].movedim(0, 1))
     assert_close(backbone.codec.unscale(backbone.codec.scale(z)), z)
 
@@ -389,8 +391,8 @@ def test_a_vae_that_runs_out_of_memory_goes_on_in_tiles(backbone, monkeypatch, c
 @pytest.mark.parametrize(
     ("frames", "match"),
     [
-        (torch.zeros(8, HEIGHT, WIDTH, 3), r"wants 4k \+ 1 frames, got 8: cut the clip to 5, or add frames up to 9"),
-        (torch.zeros(1, HEIGHT, WIDTH, 3), "want a clip of at least 5 frames, got 1"),
+        (torch.zeros(13, HEIGHT, WIDTH, 3), r"wants 8k \+ 1 frames, got 13: cut the clip to 9, or add frames up to 17"),
+        (torch.zeros(1, HEIGHT, WIDTH, 3), "want a clip of at least 9 frames, got 1"),
         (torch.zeros(9, 72, WIDTH, 3), "divisible by 16: scale or crop to 96x64"),
         (torch.zeros(9, HEIGHT, WIDTH), r"want frames \[F, H, W, 3\]"),
         (torch.full((9, HEIGHT, WIDTH, 3), float("nan")), "the frames hold NaN"),

@@ -24,13 +24,12 @@ from weft.methods.latent_blend import LatentBlend
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.methods.stem import STEMAttention
 from weft.methods.str_match import STRLatentOptimizer, site_pairs
-from weft.tests.checkpoints import WIDTHS, make_checkpoint, make_parts
+from weft.tests.checkpoints import VERSIONS, WIDTHS, adapter_of, make_checkpoint, make_parts, released
 from weft.tests.numerics import assert_close
-from weft.tests.tiny import make_folder, make_latents, spread
+from weft.tests.tiny import make_folder, make_latents
 from weft.toyworld.text import make_tokenizer
 
 PICKLES_ARE_SAFE = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= SAFE_TORCH
-VERSIONS = {"v1": (24, False), "v2": (32, True), "v3": (32, False)}
 
 
 @pytest.fixture(scope="module")
@@ -59,31 +58,6 @@ def tokenizer(words):
 @pytest.fixture
 def checkpoint(tmp_path, tokenizer):
     return make_checkpoint(tmp_path / "sd.safetensors", tokenizer)
-
-
-def adapter_of(version):
-    from diffusers import MotionAdapter
-
-    longest, middle = VERSIONS[version]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        adapter = MotionAdapter(WIDTHS, motion_max_seq_length=longest, use_motion_mid_block=middle)
-        spread(adapter)
-    return adapter
-
-
-def released(adapter) -> dict[str, torch.Tensor]:
-    """Its tensors as AnimateDiff's files have them."""
-    tensors = {}
-    for name, tensor in adapter.state_dict().items():
-        if name.endswith("pos_embed.pe"):
-            for i in (0, 1):
-                tensors[name.replace("pos_embed.pe", f"attention_blocks.{i}.pos_encoder.pe")] = tensor.clone()
-            continue
-        name = name.replace("norm3", "ff_norm").replace(".norm1", ".norms.0").replace(".norm2", ".norms.1")
-        tensors[re.sub(r"attn(\d)", lambda m: f"attention_blocks.{int(m[1]) - 1}", name)] = tensor
-    place = re.compile(r"(motion_modules\.\d+)")
-    return {place.sub(r"\1.temporal_transformer", name): tensor for name, tensor in tensors.items()}
 
 
 def load(checkpoint, motion, words, **options):

@@ -3,6 +3,7 @@ import torch
 
 from weft.backbones.preview import FEW, LatentPreview, few
 from weft.engine.source import Inverted
+from weft.engine.words import Layout
 from weft.tests.tiny import make_latents
 
 
@@ -63,6 +64,22 @@ def test_few_frames_are_the_first_the_last_and_some_between(frames):
     assert len(set(chosen)) == len(chosen) == min(frames, FEW)
     assert chosen == sorted(chosen)
     assert (chosen[0], chosen[-1]) == (0, frames - 1)
+
+
+def test_a_latent_frame_of_several_frames_has_their_mean(tiny, trajectory, monkeypatch):
+    """As causal video VAEs have it: the first alone, then four at a time."""
+    monkeypatch.setattr(tiny.codec, "layout", Layout(2, 4, True))
+    colors = torch.randn(4, 3) / 20
+
+    def decode(latents):
+        pixels = torch.einsum("fchw,cd->fhwd", tiny.codec.scale(latents), colors) + 0.5
+        groups = [pixels[:1], *(pixels[t : t + 1].expand(4, -1, -1, -1) for t in range(1, len(pixels)))]
+        return torch.cat(groups).repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+    monkeypatch.setattr(tiny.codec, "decode", decode)
+    z = trajectory.latents[0]
+    want = torch.einsum("fchw,cd->fhwd", z, colors) + 0.5
+    torch.testing.assert_close(LatentPreview(tiny, trajectory)(z), want.clamp(0, 1), atol=5e-3, rtol=0)
 
 
 def test_new_colors_are_shown_as_they_are(tiny, trajectory, monkeypatch):

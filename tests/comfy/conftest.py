@@ -1,4 +1,5 @@
-"""One ComfyUI for all tests of this folder, spoken to over HTTP by the pack's own client.
+"""A ComfyUI for all tests of this folder, spoken to over HTTP by the pack's own client; where several are found, all
+tests run on each.
 
 It is a process of its own: ComfyUI's `nodes` and `utils` would clash with ours, and it reads `sys.argv`.
 """
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from weft.headless.comfyui import find_comfyui
+from weft.headless.comfyui import find_comfyuis, interpreter_of
 from weft.headless.server import comfyui_server
 from weft.tests.comfy.graphs import CLIP, Editor
 from weft.tests.conftest import ROOT
@@ -21,19 +22,18 @@ PATIENCE = 120  # seconds of silence after which a test gives up
 FRAMES, HEIGHT, WIDTH = 4, 16, 24
 
 
-@pytest.fixture(scope="session")
-def comfyui():
+@pytest.fixture(scope="session", params=find_comfyuis() or [None], ids=lambda path: path.name if path else "none")
+def comfyui(request):
     """ComfyUI's checkout, where it can run."""
-    found = find_comfyui()
-    if found is None:
+    if request.param is None:
         pytest.skip("NOT TESTED INSIDE COMFYUI: none found; set COMFYUI_PATH and run `make test`")
     if importlib.util.find_spec("aiohttp") is None:
         pytest.skip("NOT TESTED INSIDE COMFYUI: its requirements are not installed here; run `make test`")
-    return found
+    return request.param
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
+def base(tmp_path_factory, comfyui):
     """The server's folder for models, input and output."""
     return tmp_path_factory.mktemp("comfyui")
 
@@ -51,7 +51,8 @@ def server(comfyui, base, tiny_folder, tiny_instruct_folder):
     pickle_weights(models / "pickled" / "unet")
     truncate_weights(models / "truncated" / "unet")
     (base / "custom_nodes").mkdir()
-    shutil.copy(Path(__file__).with_name("counting_node.py"), base / "custom_nodes")
+    for name in ("counting_node.py", "stand_ins.py"):
+        shutil.copy(Path(__file__).with_name(name), base / "custom_nodes")
     (models / "hollow").mkdir()
     shutil.copy(tiny_folder / "model_index.json", models / "hollow")
     paths = base / "extra_model_paths.yaml"
@@ -59,7 +60,8 @@ def server(comfyui, base, tiny_folder, tiny_instruct_folder):
     put_sams(base / "models" / "sams", base / "elsewhere" / "sams")
     put_clips(base / "models")
     put_bad_files(base / "models")
-    with comfyui_server(comfyui, base, arguments=["--cpu", "--extra-model-paths-config", str(paths)]) as running:
+    flags = ["--cpu", "--extra-model-paths-config", str(paths)]
+    with comfyui_server(comfyui, base, arguments=flags, python=interpreter_of(comfyui)) as running:
         yield running
 
 

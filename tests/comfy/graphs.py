@@ -65,6 +65,17 @@ def node(kind, **inputs):
     return {"class_type": kind, "inputs": inputs}
 
 
+# What a menu no longer has: older ComfyUI leaves it to us to say so, newer refuses it before a node is asked.
+GONE = ("no model 'gone'", "Value not in list (model: 'gone' not in")
+
+
+def untold(failure, words):
+    """Those of the words that are not in what ComfyUI says went wrong; a tuple is several ways to say one thing."""
+    message = str(failure.value)
+    told = [any(way in message for way in ((word,) if isinstance(word, str) else word)) for word in words]
+    return [f"{word} not in: {message}" for word, there in zip(words, told) if not there]
+
+
 def filled(kind, **inputs):
     """One of our nodes with the defaults that its schema says for what is not given."""
     widgets = [slot for slot in schemas()[kind].inputs if slot.is_widget and not slot.optional]

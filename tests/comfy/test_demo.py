@@ -1,15 +1,19 @@
 """The shipped workflows run, and `make demo` gives the same with ComfyUI and without."""
 
 import json
+import subprocess
 
 import pytest
+import torch
 
 from weft.headless import demo
 from weft.headless.client import run_workflow
+from weft.headless.comfyui import interpreter_of
 from weft.headless.graph import changed, read_graph
 from weft.tests.conftest import ROOT
 from weft.tests.numerics import PICTURE_LEVELS
 from weft.toyworld import clip
+from weft.workflows.build.papers import NAMES as PAPERS
 
 pytestmark = pytest.mark.comfy
 FEW = {
@@ -28,7 +32,10 @@ def few(graph):
     return {name: steps for name, steps in FEW.items() if name.split(".")[0] in kinds}
 
 
-ALONE = [p for p in sorted((ROOT / "workflows" / "api").glob("*.json")) if not p.stem.endswith("_distributed")]
+NATIVE, SEVERAL = "native_", "_distributed"  # those of `test_native.py`, and those that want several machines
+API = sorted((ROOT / "workflows" / "api").glob("*.json"))
+# What needs several machines or other models has tests of its own.
+ALONE = [p for p in API if not p.stem.startswith(NATIVE) and not p.stem.endswith(SEVERAL) and p.stem not in PAPERS]
 
 
 @pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)
@@ -37,7 +44,35 @@ def test_shipped_workflows_run(server, path):
     assert any(file["filename"].endswith(".mp4") for file in result.files())
 
 
-def test_both_ways_agree(comfyui, tmp_path):
+# ComfyUI's reader of videos, alone: versions differ in it by less than a level, and metrics see that.
+READ = """
+import sys
+sys.path.insert(0, {comfyui!r})
+sys.argv = ["x", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import torch
+from comfy_api.input_impl import VideoFromFile
+torch.save(VideoFromFile({clip!r}).get_components().images.clone(), {out!r})
+"""
+
+
+def read_by(comfyui, path, out):
+    """The frames of a video as this ComfyUI reads them."""
+    code = READ.format(comfyui=str(comfyui), clip=str(path), out=str(out))
+    subprocess.run([interpreter_of(comfyui), "-c", code], check=True, capture_output=True)
+    return torch.load(out)
+
+
+def test_the_shipped_clip_reads_alike(comfyui, tmp_path):
+    """Colors at the full resolution, so that no reader has to make any up."""
+    frames = read_by(comfyui, clip.CLIP, tmp_path / "frames.pt")
+    assert (frames - clip.read_video(clip.CLIP)).abs().max() * 255 <= PICTURE_LEVELS
+
+
+def test_both_ways_agree(comfyui, tmp_path, monkeypatch):
+    own, frames = clip.read_video, read_by(comfyui, clip.CLIP, tmp_path / "frames.pt")
+    monkeypatch.setattr(clip, "read_video", lambda path: frames if path == clip.CLIP else own(path))
     graph = changed(read_graph(demo.WORKFLOW), few(read_graph(demo.WORKFLOW)))
     made = {via: demo.demo(path, graph, tmp_path / via) for via, path in {"comfyui": comfyui, "library": None}.items()}
     for via, metrics in made.items():

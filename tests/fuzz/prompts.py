@@ -27,23 +27,9 @@ WIRES = {  # socket -> what the graphs below give it
     "MASK": ["mask", 0],
 }
 TEXTS = [
-    *("", " ", "a", "🙂", "café", "日本", "x" * 5000, "\x00\x1b[2J", "\n\n", "%s{}{0}", "(red:1.3)", "../etc"),
-    *(
-        "\ud800",
-        "a\udfffb",
-        "0, 1",
-        "1;2;3",
-        "-1",
-        "all",
-        "1e400",
-        "nan",
-        "inf",
-        "null",
-        "square=x",
-        "red=",
-        "=",
-        "a=1",
-    ),
+    *("", " ", "a", "🙂", "café", "日本", "x" * 5000, "\x00\x1b[2J", "\n\n", "%s{}{0}", "(red:1.3)"),
+    *("../../etc/passwd", "\ud800", "a\udfffb", "0, 1", "1;2;3", "-1", "all", "1e400", "nan", "inf", "null"),
+    *("square=x", "red=", "=", "a,b=1"),
 ]
 NUMBERS = [0, -1, 1, 2, 3, 0.5, -0.5, 1e-30, 1e30, -1e30, 2**31, 2**53 + 1, 2**64 - 1, 2**64, -(2**63)]
 OBJECTS = [None, True, {}, [], {"a": 1}, {"samples": [1]}, [1, 2, 3], ["absent", 0], ["model", 99], [[]]]

@@ -1,7 +1,10 @@
 """Starting and stopping, with stand-ins for ComfyUI of a few lines."""
 
 import os
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,9 +79,34 @@ def test_comfyui_is_where_the_user_says(comfyui, monkeypatch):
         place.find_comfyui()
 
 
+def test_comfyui_path_may_name_several(comfyui, monkeypatch, tmp_path):
+    first, second = comfyui(FAILS), tmp_path / "ComfyUI-other"
+    shutil.copytree(first, second)
+    monkeypatch.setenv("COMFYUI_PATH", os.pathsep.join(map(str, (first, second))))
+    assert place.find_comfyuis() == [first, second]
+    assert place.find_comfyui() == first
+
+
+def test_a_checkout_is_run_by_the_python_beside_it(tmp_path):
+    folder = tmp_path / "ComfyUI-other"
+    folder.mkdir()
+    (folder / "requirements.txt").write_text("torch\ntorchaudio\npytest>=1  # and no more\n")
+    assert place.interpreter_of(folder) == Path(sys.executable)
+    (folder / "requirements.txt").write_text("torch\na-package-that-is-nowhere==1.0\n")
+    assert place.interpreter_of(folder) == Path(sys.executable)
+    beside = tmp_path / "venv-other" / "bin" / "python"
+    beside.parent.mkdir(parents=True)
+    beside.touch()
+    assert place.interpreter_of(folder) == beside
+    own = folder / ".venv" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert place.interpreter_of(folder) == own
+
+
 def test_no_comfyui_is_no_error(monkeypatch, tmp_path):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    monkeypatch.setattr(place, "USUAL", tmp_path / "a")
+    monkeypatch.setattr(place, "USUAL", (tmp_path / "a",))
     monkeypatch.setattr(place, "OURS", tmp_path / "b")
     assert place.find_comfyui() is None
 

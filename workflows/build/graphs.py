@@ -6,6 +6,10 @@ from .coupled import NOTES as COUPLED
 from .coupled import coupled
 from .cove import cove
 from .mask import mask
+from .native import NOTES as NATIVE
+from .native import native
+from .papers import NAMES as PAPERS
+from .papers import paper
 from .stem import stem
 from .str_match import str_match
 from .via import via
@@ -23,4 +27,6 @@ GRAPHS = {
     "cove": cove(),
     "stem_tokenflow": stem("token_flow"),
     "stem_fatezero": stem("fate_zero"),
+    **{name: paper(name) for name in PAPERS},
+    **{name: native(name) for name in NATIVE},
 }

@@ -19,7 +19,7 @@ IMAGE_MODEL, SAM = "toyworld/image", "toyworld/sam"
 CFG = 4.0  # of the models that are told what a clip shows
 
 
-def node(type: str, **inputs: Any) -> Node:
+def node(type: str, /, **inputs: Any) -> Node:
     return {"type": type, "inputs": inputs}
 
 

@@ -1,0 +1,176 @@
+"""One step of the papers' models at full size and random weights: time, peak memory, and the share that is ours.
+
+    python -m weft.benchmarks.full_size                       # all that fits, where there is a GPU on it
+    python -m weft.benchmarks.full_size --device cpu --model sd --model lavie --dtype bfloat16
+
+Each line is a process of its own, as a process's peak never falls again. Stages: "inversion", one row; "sampling", two
+rows, as guidance wants; "graph", a look at STR's layers with gradients, whose loss is a plain sum; "str", the same with
+STR's loss and the source's look before it. What "str" takes over "graph" is ours. Both with and without recompute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..backbones.diffusers.cogvideox import CogVideoX
+from ..backbones.diffusers.text import prompt_of
+from ..backbones.diffusers.unet import DiffusersUNet
+from ..backbones.diffusers.unet2d import UNet2D
+from ..backbones.diffusers.unet3d import UNet3D
+from ..backbones.diffusers.unet_motion import UNetMotion
+from ..backbones.lavie.denoiser import LaVie
+from ..backbones.memory import PlainMemory
+from ..backbones.random_network import random_network
+from ..engine.call import Evaluation
+from ..engine.plan import PLAIN
+from ..engine.probe import read_calls
+from ..engine.words import NEGATIVE, POSITIVE, SOURCE, Layout, Row
+from ..kernels import reduce_rows, str_rows
+from ..methods.str_match import paired, score_inputs, site_pairs
+
+STAGES = ("inversion", "sampling", "graph", "graph, recompute", "str", "str, recompute")
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model at the size that it was made for."""
+
+    family: type[DiffusersUNet]
+    network: str  # of diffusers, or LaVie's
+    latents: tuple[int, int, int, int]  # [F, C, h, w]
+    text: tuple[int, int]  # [L, E]
+    config: tuple[tuple[str, object], ...] = ()
+
+
+CASES = {
+    "sd": Case(UNet2D, "UNet2DConditionModel", (1, 4, 64, 64), (77, 768), (("cross_attention_dim", 768),)),
+    "lavie": Case(LaVie, "LaVie", (16, 4, 40, 64), (77, 768)),
+    "zeroscope": Case(UNet3D, "UNet3DConditionModel", (16, 4, 40, 72), (77, 1024)),
+    "animatediff": Case(
+        UNetMotion,
+        "UNetMotionModel",
+        (16, 4, 64, 64),
+        (77, 768),
+        (("cross_attention_dim", 768), ("use_motion_mid_block", False)),
+    ),
+    "cogvideox-2b": Case(CogVideoX, "CogVideoXTransformer3DModel", (13, 16, 60, 90), (226, 4096)),
+    "cogvideox-5b": Case(
+        CogVideoX,
+        "CogVideoXTransformer3DModel",
+        (13, 16, 60, 90),
+        (226, 4096),
+        (("num_layers", 42), ("num_attention_heads", 48), ("use_rotary_positional_embeddings", True)),
+    ),
+}
+
+
+def make_denoiser(case: Case, device: str, dtype: torch.dtype) -> DiffusersUNet:
+    """The network of a case at random weights."""
+    network = random_network(case.network, device, dtype, **dict(case.config))
+    return case.family("full size", network, Layout(8), {}, PlainMemory(device))
+
+
+def stage_of(denoiser: DiffusersUNet, case: Case, name: str) -> Callable[[], None]:
+    """What one stage does."""
+    kind, _, recompute = name.partition(", ")
+    prompt = prompt_of(torch.randn(1, *case.text), "random", "random")
+    clips = {row: torch.randn(case.latents, device=denoiser.device) for row in (SOURCE, POSITIVE, NEGATIVE)}
+
+    def evaluation(latents: dict[Row, Tensor], recompute: bool = False) -> Evaluation:
+        rows = tuple(latents)
+        return Evaluation(torch.stack([*latents.values()]), 501.0, (prompt,) * len(rows), rows, recompute=recompute)
+
+    def evaluate(*rows: Row) -> None:
+        with torch.no_grad():
+            denoiser.predict(evaluation({row: clips[row] for row in rows}))
+
+    def guide(str_loss: bool) -> None:
+        pairs = site_pairs(denoiser)
+        look = partial(read_calls, denoiser.predict, plan=PLAIN, layers={s.layer for pair in pairs for s in pair})
+        source = None
+        if str_loss:
+            with torch.no_grad():
+                source = paired(pairs, look(evaluation({SOURCE: clips[SOURCE]}), row=SOURCE))
+        z = clips[POSITIVE].clone().requires_grad_()
+        target = paired(pairs, look(evaluation({POSITIVE: z}, bool(recompute)), row=POSITIVE))
+        if str_loss:
+            both = zip(source, target)
+            rows = [str_rows(*score_inputs(s, False), *score_inputs(t, False), scale=t[0].scale) for s, t in both]
+            loss = reduce_rows(rows)
+        else:
+            loss = sum(call.q.float().sum() + call.k.float().sum() for pair in target for call in set(pair))
+        torch.autograd.grad(loss, z)
+
+    if kind == "inversion":
+        return partial(evaluate, SOURCE)
+    return partial(evaluate, POSITIVE, NEGATIVE) if kind == "sampling" else partial(guide, kind == "str")
+
+
+def measure(model: str, stage: str, device: str, dtype: str) -> dict[str, float]:
+    """Seconds, and MiB of the weights and at the peak beside them, of one stage after another of its kind."""
+    case = CASES[model]
+    denoiser = make_denoiser(case, device, getattr(torch, dtype))
+    weights = sum(p.numel() * p.element_size() for p in denoiser.network.parameters())
+    run = stage_of(denoiser, case, stage)
+    if device != "cpu":
+        run()  # kernels are compiled and chosen the first time
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    before, start = _peak(device), time.perf_counter()
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+    return {"s": time.perf_counter() - start, "weights": weights / MIB, "peak": (_peak(device) - before) / MIB}
+
+
+def _peak(device: str) -> int:
+    """Bytes: what torch held at most on a GPU, what the process had at most in main memory."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def stages(model: str) -> list[str]:
+    """Those that a model has: an image model has no pairs that STR looks at."""
+    return [s for s in STAGES if model != "sd" or s in ("inversion", "sampling")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16", "float16"))
+    parser.add_argument("--model", action="append", choices=CASES)
+    parser.add_argument("--stage", choices=STAGES, help="one alone, in this process, as JSON")
+    options = parser.parse_args()
+    dtype = options.dtype or ("float32" if options.device == "cpu" else "float16")
+    models = options.model or list(CASES)
+    if options.stage:
+        print(json.dumps(measure(models[0], options.stage, options.device, dtype)))
+        return
+    print(f"| model, {options.device} {dtype} | stage | s | weights MiB | peak beside MiB |\n|---|---|---|---|---|")
+    for model in models:
+        for stage in stages(model):
+            told = ["--device", options.device, "--dtype", dtype, "--model", model, "--stage", stage]
+            done = subprocess.run([sys.executable, "-m", __spec__.name, *told], capture_output=True, text=True)
+            if done.returncode:  # killed, or out of memory
+                print(f"| {model} | {stage} | - | - | {(done.stderr.strip().splitlines() or ['killed'])[-1][:60]} |")
+                continue
+            got = json.loads(done.stdout.strip().splitlines()[-1])
+            print(f"| {model} | {stage} | {got['s']:.2f} | {got['weights']:.0f} | {got['peak']:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""Small random networks of core's real classes, and the same weights in diffusers' form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import comfy.model_management as management
+import comfy.model_patcher
+import comfy.supported_models as models
+import comfy.utils
+import torch
+from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
+from safetensors.torch import load_file
+from torch import nn
+
+from weft.backbones.comfy.loading import from_comfy
+from weft.backbones.diffusers.loading import load_backbone
+from weft.backbones.memory import PlainMemory
+from weft.tests.tiny import make_folder
+
+HEADS, TEXT_WIDTH, CHANNELS = 8, 64, (32, 32, 64)
+UNET = {
+    "image_size": 8,
+    "in_channels": 4,
+    "model_channels": 32,
+    "out_channels": 4,
+    "num_res_blocks": [1, 1, 1],
+    "dropout": 0,
+    "channel_mult": (1, 1, 2),
+    "num_heads": HEADS,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1, 1, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
+    "context_dim": TEXT_WIDTH,
+    "use_linear_in_transformer": False,
+    "legacy": False,
+    "use_temporal_attention": False,
+    "adm_in_channels": None,
+}
+
+
+def make_sd_folder(folder: Path, kind: str = "image") -> Path:
+    """A diffusers folder of a UNet with 32 channels at least, as core's norms want them."""
+    import diffusers
+
+    make_folder(folder, kind=kind)
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        in_channels=8 if kind == "instruct" else 4,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=32,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=HEADS,
+    )
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if name.endswith(("to_q.weight", "to_k.weight")):
+                weight *= 2  # attention as uneven as a trained model's
+    unet.save_pretrained(folder / "unet")
+    widths = (8, 8, 8, 8)
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=widths,
+        norm_num_groups=4,
+        scaling_factor=0.18215,
+    )
+    vae.save_pretrained(folder / "vae")
+    return folder
+
+
+class StandInVAE:
+    """What a backbone asks a VAE of core's for, where a test brings latents of its own."""
+
+    latent_channels = 4
+    upscale_ratio = 8
+
+    def __init__(self, latent_channels: int = 4, upscale_ratio=8):
+        self.latent_channels, self.upscale_ratio = latent_channels, upscale_ratio
+
+
+def sd_patcher(folder: Path):
+    """Core's ModelPatcher around the UNet of a diffusers folder, its weights made as core's loader makes them."""
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    instruct = weights["conv_in.weight"].shape[1] == 8
+    config = {**UNET, "in_channels": 8 if instruct else 4}
+    names = comfy.utils.unet_to_diffusers(config)
+    kind = (models.SD15_instructpix2pix if instruct else models.SD15)(config)
+    kind.set_inference_dtype(torch.float32, None)
+    with torch.inference_mode():
+        model = kind.get_model({}, "", device="cpu")
+        state = {names[name]: weight for name, weight in weights.items()}
+        missing, left = model.diffusion_model.load_state_dict(state, strict=False)
+        assert not missing, missing
+        assert not left, left
+    return as_patcher(model)
+
+
+def as_patcher(model: nn.Module):
+    return comfy.model_patcher.ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
+
+
+# ---- one of each family ---------------------------------------------------------------------------------------------
+
+WAN = {
+    "image_model": "wan2.1",
+    "model_type": "t2v",
+    "dim": 48,
+    "ffn_dim": 64,
+    "num_heads": 2,
+    "num_layers": 3,
+    "in_dim": 16,
+    "out_dim": 16,
+    "text_dim": 24,
+    "freq_dim": 32,
+    "patch_size": (1, 2, 2),
+    "window_size": (-1, -1),
+    "qk_norm": True,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+}
+LTX = {
+    "image_model": "ltxv",
+    "in_channels": 128,
+    "num_layers": 3,
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "cross_attention_dim": 48,
+    "caption_channels": 24,
+    "attention_bias": True,
+}
+HUNYUAN = {
+    "image_model": "hunyuan_video",
+    "in_channels": 16,
+    "patch_size": [1, 2, 2],
+    "out_channels": 16,
+    "vec_in_dim": 12,
+    "axes_dim": [8, 8, 8],
+    "context_in_dim": 24,
+    "hidden_size": 48,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "theta": 256,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "meanflow": False,
+    "byt5": False,
+}
+if "meanflow_sum" in getattr(HunyuanVideoParams, "__annotations__", {}):  # newer core
+    HUNYUAN |= {"use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False}
+MOCHI = {
+    "image_model": "mochi_preview",
+    "depth": 3,
+    "patch_size": 2,
+    "num_heads": 2,
+    "hidden_size_x": 48,
+    "hidden_size_y": 24,
+    "mlp_ratio_x": 256.0,
+    "mlp_ratio_y": 2.0,
+    "learn_sigma": False,
+    "in_channels": 12,
+    "qk_norm": True,
+    "qkv_bias": False,
+    "out_bias": True,
+    "attn_drop": 0.0,
+    "patch_embed_bias": True,
+    "posenc_preserve_area": True,
+    "timestep_mlp_bias": True,
+    "attend_to_padding": False,
+    "timestep_scale": 1000.0,
+    "use_t5": True,
+    "t5_feat_dim": 24,
+    "t5_token_length": 6,
+    "rope_theta": 10000.0,
+}
+
+
+def times(step: int, stride: int):
+    """A VAE's ratios, as core states them."""
+    return (lambda frames: max(0, frames * step - (step - 1)), stride, stride)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to make one, and what goes with it."""
+
+    kind: str  # in comfy.supported_models
+    config: dict
+    size: tuple[int, int, int, int]  # F, C, h, w: odd where the network fills up
+    text: tuple[int, int]  # L, E of a conditioning
+    extra: dict = field(default_factory=dict)  # of a conditioning; tuples are the shapes of random tensors
+    masked: bool = False  # its conditioning says which tokens of the text count
+    upscale_ratio: object = 8
+
+
+FAMILIES = {
+    "sd15": Family("SD15", UNET, (3, 4, 6, 10), (5, TEXT_WIDTH)),
+    "wan": Family("WAN21_T2V", WAN, (3, 16, 5, 6), (5, 24), upscale_ratio=times(4, 8)),
+    "ltx": Family("LTXV", LTX, (3, 128, 3, 4), (5, 24), {"frame_rate": 25}, True, times(8, 32)),
+    "hunyuan": Family(
+        "HunyuanVideo", HUNYUAN, (3, 16, 4, 6), (5, 24), {"pooled_output": (1, 12)}, upscale_ratio=times(4, 8)
+    ),
+    "mochi": Family("GenmoMochi", MOCHI, (2, 12, 4, 6), (6, 24), masked=True, upscale_ratio=times(6, 8)),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A small network of a family, and what it is run with."""
+
+    family: Family
+    patcher: object
+
+    @property
+    def vae(self):
+        return StandInVAE(self.family.size[1], self.family.upscale_ratio)
+
+    @property
+    def network(self) -> nn.Module:
+        return self.patcher.model.diffusion_model
+
+    def latents(self, seed: int) -> torch.Tensor:
+        return _random(self.family.size, seed)
+
+    def conditioning(self, seed: int, longer: bool = False) -> list:
+        length, width = self.family.text
+        extra = {k: _random(v, seed + 100) if isinstance(v, tuple) else v for k, v in self.family.extra.items()}
+        length = 2 * length if longer else length
+        if self.family.masked:
+            extra["attention_mask"] = torch.ones(1, length, dtype=torch.long)
+            extra["attention_mask"][:, -2:] = 0
+        return [[_random((1, length, width), seed), extra]]
+
+
+def make(name: str, dtype: torch.dtype = torch.float32, manual: torch.dtype | None = None) -> Made:
+    """Random weights, as core's loader makes them: in inference mode, which autograd does not like."""
+    family = FAMILIES[name]
+    kind = getattr(models, family.kind)(dict(family.config))
+    kind.set_inference_dtype(dtype, manual)
+    with torch.inference_mode():
+        model = kind.get_model({}, "", device="cpu")
+        generator = torch.Generator().manual_seed(0)
+        for key, weight in model.diffusion_model.named_parameters():
+            value = torch.randn(weight.shape, generator=generator) * 0.1
+            if "norm" in key and weight.ndim == 1 and key.endswith("weight"):
+                value += 1
+            weight.data = value.to(weight.dtype)
+        patcher = as_patcher(model)
+        management.load_models_gpu([patcher])
+    return Made(family, patcher)
+
+
+def _random(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def twins(folder: Path):
+    """(the folder through diffusers, the same weights through core), both in float64, so that what is compared is what
+    they compute and not how they round."""
+    ours, core = load_backbone(folder, dtype="float32", memory=PlainMemory("cpu")), sd_patcher(folder)
+    nn.Module.to(ours.denoiser.network, torch.float64)
+    with torch.inference_mode():
+        core.model.diffusion_model.to(torch.float64).dtype = torch.float64
+    return ours, from_comfy(core, StandInVAE())
