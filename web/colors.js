@@ -13,12 +13,13 @@ const COLORS = {
   WEFT_FIT: "#90a4ae",
 };
 
-app.registerExtension({
-  name: "weft.colors",
-  setup() {
-    for (const [type, color] of Object.entries(COLORS)) {
-      app.canvas.default_connection_color_byType[type] = color;
-      LGraphCanvas.link_type_colors[type] = color;
-    }
-  },
-});
+// A color theme may be laid over them later, so they are set again with every workflow.
+function paint() {
+  for (const [type, color] of Object.entries(COLORS)) {
+    app.canvas.default_connection_color_byType[type] = color; // the canvas' slots
+    LGraphCanvas.link_type_colors[type] = color; // wires
+    document.documentElement.style.setProperty(`--color-datatype-${type}`, color); // Vue nodes' slots
+  }
+}
+
+app.registerExtension({ name: "weft.colors", setup: paint, afterConfigureGraph: paint });

@@ -43,7 +43,7 @@ export class Player {
     const row = { display: "flex", gap: "4px", alignItems: "center", flexWrap: "wrap", padding: "2px 0" };
     this.bar = element("div", { style: row }, this.play, this.range, this.label);
     this.tools = element("div", { style: row });
-    const style = { display: "flex", flexDirection: "column", height: "100%", minHeight: `${height}px`, outline: "none" };
+    const style = { display: "flex", flexDirection: "column", height: "100%", minHeight: `${height}px`, outline: "none", userSelect: "none" };
     this.root = element("div", { tabIndex: 0, style, className: "weft-view" }, this.canvas, this.bar, this.tools);
     this.range.addEventListener("input", () => this.go(+this.range.value));
     this.root.addEventListener("keydown", (event) => this.key(event) && (event.preventDefault(), event.stopPropagation()));

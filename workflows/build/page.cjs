@@ -69,7 +69,7 @@ async function build(columns) {
       }
   const { workflow, output } = await app.graphToPrompt();
   // It opens with its first columns in view, below the page's bars.
-  workflow.extra = { ...workflow.extra, ds: { scale: SCALE, offset: [0, 40] } };
+  workflow.extra = { ...workflow.extra, ds: { scale: SCALE, offset: [40, 60] } };
   return { workflow, api: output };
 }
 
