@@ -30,7 +30,7 @@ class WeftFromComfyModel(io.ComfyNode):
                     "number. Unconnected: the model's own.",
                 ),
             ],
-            outputs=[sockets.Model.Output(display_name="model")],
+            outputs=[sockets.Model.Output(display_name="model", tooltip="For every node of this edit.")],
         )
 
     @classmethod
