@@ -150,16 +150,24 @@ class STEMAttention(Control):
 
     def _summed_up(self, tokens: Tensor, values: Sequence[Tensor], call: Call) -> tuple[Sequence[Tensor], Tensor]:
         """(the bases' means [R, ..., K, W] of each of some values [R, ..., n, W], mass), by EM over tokens
-        [R or 1, ..., n, D]. All values are one sweep, where that is not too wide for the kernel."""
+        [R or 1, ..., n, D]."""
         tokens = tokens.detach()  # nearly hard choices: their slope at temperature 0.01 would drown every other
-        numbers = {"temperature": self.temperature, "eps": EPS}
+        return self._means(tokens, values, self._estimated(tokens, call))
+
+    def _estimated(self, tokens: Tensor, call: Call) -> Tensor:
+        """The bases [R or 1, ..., K, D] that go into the last round."""
         bases = self._start(tokens, generator_for(self.seed, call.run.step, call.site.layer))
         for _ in range(self.iterations - 1):
             call.run.monitor.check()
-            bases, _ = em_step(tokens, bases, keep_dead=False, **numbers)
+            bases, _ = em_step(tokens, bases, temperature=self.temperature, eps=EPS, keep_dead=False)
         call.run.monitor.check()
+        return bases
+
+    def _means(self, tokens: Tensor, values: Sequence[Tensor], bases: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """(means of each of the values, mass), by the responsibilities of the last round: values in one sweep, where
+        that is not too wide for the kernel."""
         tokens, bases = (x.expand(len(values[0]), *x.shape[1:]) for x in (tokens, bases))
-        widths = [v.shape[-1] for v in values]
+        numbers, widths = {"temperature": self.temperature, "eps": EPS}, [v.shape[-1] for v in values]
         if sum(widths) > MAX_SIZE:
             means, masses = zip(*(em_means(tokens, v, bases, **numbers) for v in values))
             return means, masses[0]

@@ -421,7 +421,7 @@ def test_under_stem_the_step_is_the_gradient_of_the_loss_of_what_is_evaluated(ti
         return kept[key][0]
 
     def of_those(self, tokens, values, before):
-        (first,) = (tokens for (start, *_), tokens in kept.values() if start is before)
+        (first,) = (tokens for start, tokens in kept.values() if start is before)
         return means(self, first, values, before)
 
     monkeypatch.setattr(STEMAttention, "_estimated", once)
