@@ -42,6 +42,7 @@ def edits(graph: Graph, frames: Tensor, strengths: Sequence[float], steps: Steps
     source, target, negative = (None if text is None else backbone.text.embed(text) for text in prompts(graph))
     inversion, sampler = settings(graph, "WeftDDIMInversion"), settings(graph, "WeftEditSampler")
     edit_steps, monitor = inversion.pop("edit_steps"), StepMonitor("invert", steps)
+    inversion.pop("resume", None)  # where it would be kept is for ComfyUI to say
     trajectory = invert(backbone, backbone.codec.encode(frames), source, **inversion, monitor=monitor)
     trajectory = trajectory.thinned(edit_steps) if edit_steps else trajectory
     for strength in strengths:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from comfy_api.v0_0_2 import io
@@ -37,7 +38,8 @@ TENSORS = {"IMAGE": (4, "frames [F, H, W, 3]"), "MASK": (3, "masks [F, H, W]")} 
 
 def guarded(node: type) -> type:
     """The node, behind the guard."""
-    return type(node.__name__, (Guard, node), {"__module__": node.__module__, "__doc__": node.__doc__})
+    guards = (LazyGuard, Guard) if "check_lazy_status" in vars(node) else (Guard,)
+    return type(node.__name__, (*guards, node), {"__module__": node.__module__, "__doc__": node.__doc__})
 
 
 class Guard(io.ComfyNode):
@@ -45,13 +47,29 @@ class Guard(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs):
-        try:
+        with _printable_errors():
             _require(cls.SCHEMA.inputs, inputs)
             return super().execute(**inputs)
-        except Exception as error:
-            if (said := "".join(traceback.format_exception(error))) == printable(said):
-                raise
-            raise ValueError(short(printable(str(error)), LONGEST)) from None
+
+
+class LazyGuard(io.ComfyNode):
+    """The same before a node looks at what it has been given so far, which ComfyUI asks for first."""
+
+    @classmethod
+    def check_lazy_status(cls, **inputs):
+        with _printable_errors():
+            _require(cls.SCHEMA.inputs, {name: value for name, value in inputs.items() if value is not None})
+            return super().check_lazy_status(**inputs)
+
+
+@contextmanager
+def _printable_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if (said := "".join(traceback.format_exception(error))) == printable(said):
+            raise
+        raise ValueError(short(printable(str(error)), LONGEST)) from None
 
 
 def printable(text: str) -> str:

@@ -58,7 +58,7 @@ def test_matches_can_be_looked_at(editor):
     graph = cove()
     looking = {"correspondence": ["find", 0], "images": ["frames", 0], "frame": 1}
     graph["look"] = node("WeftPreviewCorrespondence", **looking, points="0.5 0.5; 0.1 0.9")
-    assert len(editor(graph).result.files("look")) == FRAMES
+    assert len(editor(graph).result.outputs["look"]["images"]) == FRAMES
     graph["look"]["inputs"]["points"] = "the middle"
     with pytest.raises(WorkflowError, match="want points as 'x y; x y'"):
         editor(graph)

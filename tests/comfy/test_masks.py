@@ -58,7 +58,7 @@ def test_a_click_becomes_the_mask_of_the_clip(run, truth):
     assert iou(masks(result), truth).mean() > 0.8
     told = json.loads(result.outputs["told"]["text"][0])
     assert (told["given"], told["lost"], len(told["confidence"])) == ([0], [], len(truth))
-    assert len(result.files("mask")) == 1  # the node shows what was clicked
+    assert len(result.outputs["mask"]["images"]) == 1  # the node shows what was clicked
 
 
 def test_a_text_does_too(run, truth):

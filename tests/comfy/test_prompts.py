@@ -44,7 +44,7 @@ REFUSED = {
     "text on a conditioning": (lambda: with_input("sample", "positive", "a cat"), "wants an encoded prompt"),
     "list on a menu": (lambda: with_input("model", "model", {"__value__": ["tiny", "twin", "x"]}), ""),
     "list on a choice": (lambda: with_input("str", "heads", {"__value__": ["mean"]}), ""),
-    "two prompts in one": (with_conditioning, "not from Weft"),
+    "two prompts in one": (with_conditioning, "combines 2 prompts"),
 }
 
 

@@ -43,6 +43,22 @@ def run(guard, given, value):
     return guard.guarded(node).execute(x=value)
 
 
+@pytest.mark.parametrize("value", ["a wire", 3, [1]], ids=str)
+def test_what_a_lazy_node_has_so_far_is_looked_at_as_well(guard, value):
+    class Lazy(Node):
+        SCHEMA = SimpleNamespace(inputs=[slot("WEFT_MODEL")])
+
+        @classmethod
+        def check_lazy_status(cls, **inputs):
+            return ["more"]
+
+    lazy = guard.guarded(Lazy)
+    with pytest.raises(ValueError, match=r"'x' \(WEFT_MODEL\) wants a wire"):
+        lazy.check_lazy_status(x=value)
+    assert lazy.check_lazy_status(x=None) == ["more"]  # not there yet
+    assert not hasattr(guard.guarded(type("Eager", (Node,), {})), "check_lazy_status")
+
+
 RIGHT = {
     "text": ("STRING", "a cat"),
     "choice": ("COMBO", "best"),
