@@ -112,7 +112,7 @@ def dot_meta(size: int, dtype: torch.dtype, arch: str) -> dict:
 
 def _channels(size: int, dtype: torch.dtype, arch: str) -> int:
     """How many are multiplied at a time. All at once leaves a single loop, over tokens, which is then pipelined: on
-    an H200 that outweighs the padding (normalisers of 40: half the time). 160 spill, 80 are too many for AMD's memory."""
+    an H200 that outweighs the padding (normalisers of 40: half the time). 160 spill; 80 are too many for AMD."""
     if dtype == torch.float32:
         return 16
     if size <= 64 or (size <= 128 and arch.startswith("sm_")):
