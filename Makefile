@@ -1,6 +1,8 @@
 # Everything runs in .venv, which the first call makes. Another Python: make test PYTHON=python3.11
 PYTHON ?= python3
 RUN := .venv/bin/python -m
+# Processes that run tests side by side.
+WORKERS ?= 2
 
 .PHONY: help demo test lint environment train clean
 
@@ -15,7 +17,7 @@ demo: environment
 	@$(RUN) weft.headless.demo
 
 test: lint
-	$(RUN) pytest
+	$(RUN) pytest -n $(WORKERS) --dist loadgroup
 
 lint: environment
 	$(RUN) ruff check .

@@ -27,7 +27,7 @@ from ..toyworld import clip
 from ..toyworld.measure import measure
 from ..toyworld.report import contact_sheet
 from .client import Result, Server, WorkflowError
-from .comfyui import ROOT, find_comfyui, interpreter_of
+from .comfyui import ROOT, find_comfyui
 from .graph import Graph, changed, find_node, read_graph
 from .library import edits, prompts, settings
 from .progress import Progress
@@ -91,8 +91,7 @@ def _through_comfyui(comfyui: Path, graph: Graph, out: Path) -> tuple[Tensor, Te
     log = out / "comfyui.log"
     with tempfile.TemporaryDirectory() as base:
         print(f"starting ComfyUI from {comfyui} (log: {log})", flush=True)
-        python = interpreter_of(comfyui)
-        with comfyui_server(comfyui, Path(base), arguments=flags, log=log, python=python) as server:
+        with comfyui_server(comfyui, Path(base), arguments=flags, log=log) as server:
             server.upload(clip.CLIP)
             print("plain DDIM edit (strength 0)", flush=True)
             baseline = _run(server, changed(graph, {f"{OPTIMIZER}.strength": 0}))

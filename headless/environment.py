@@ -3,7 +3,8 @@
     python3 -m weft.headless.environment    # from the pack's folder; standard library only
 
 It holds the pack's requirements, pytest, ruff and Triton and, where ComfyUI is found or can be cloned, ComfyUI's own
-requirements, so that one interpreter runs everything.
+requirements, so that one interpreter runs everything. A further ComfyUI that has a Python of its own is given what
+the pack requires, as a user would.
 """
 
 from __future__ import annotations
@@ -11,30 +12,43 @@ from __future__ import annotations
 import argparse
 import hashlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from .comfyui import ROOT, clone_comfyui, comfyui_requirements, find_comfyui
+from .comfyui import ROOT, clone_comfyui, comfyui_requirements, find_comfyui, find_comfyuis, interpreter_of
 
 VENV = ROOT / ".venv"
 TORCH, TORCHVISION = "2.13.0", "0.28.0"  # a pair: each torchvision fits one torch, and neither may be replaced later
 TRITON = "3.7.1"
-TOOLS = ("pytest", "ruff")
+TOOLS = ("pytest", "pytest-xdist", "ruff")
 REQUIREMENTS = ROOT / "requirements.txt", Path(__file__).with_name("requirements.txt")  # the pack's, the client's
 SHIM = Path(__file__).with_name("torchvision_cpu_ops.py")
+VERSIONS = r"""
+import sys
+from importlib.metadata import distributions
+here = {found.name.lower(): found.version for found in distributions()}
+print(*(f"{name}={here.get(name, '')}" for name in sys.argv[1:]), sep="\n")
+"""
 FORGOTTEN_BY_COMFYUI = ("requests",)
 
 
 def prepare(torch: str = TORCH, torchvision: str = TORCHVISION) -> None:
-    """Makes or completes `.venv`.
+    """Makes or completes `.venv`, and the environments of further ComfyUIs.
 
     Raises:
         subprocess.CalledProcessError: pip failed; its own words are on the screen.
         ValueError: `COMFYUI_PATH` is wrong.
     """
+    _make(torch, torchvision)
+    for comfyui in find_comfyuis()[1:]:
+        _complete(comfyui)
+
+
+def _make(torch: str, torchvision: str) -> None:
     stamp = VENV / "weft.stamp"
     comfyui = find_comfyui()
     if stamp.exists() and stamp.read_text() == _fingerprint(comfyui, torch, torchvision):
@@ -61,6 +75,19 @@ def prepare(torch: str = TORCH, torchvision: str = TORCHVISION) -> None:
         _install_shim(python)
     stamp.write_text(_fingerprint(comfyui, torch, torchvision))
     _say(f".venv is ready after {time.monotonic() - start:.0f} s")
+
+
+def _complete(comfyui: Path) -> None:
+    """Adds what the pack requires to the Python of a checkout, whose torch stays as it is."""
+    python = interpreter_of(comfyui)
+    if python in (interpreter(), Path(sys.executable)):  # it has none of its own
+        return
+    packages = [re.split("[<>=]", line)[0] for line in REQUIREMENTS[0].read_text().splitlines() if line[:1].isalpha()]
+    found = subprocess.run([python, "-c", VERSIONS, *packages], check=True, capture_output=True, text=True).stdout
+    if "" not in (versions := dict(line.split("=") for line in found.splitlines())).values():
+        return
+    _say(f"adding the pack's requirements to the environment of ComfyUI in {comfyui}")
+    _pip(python, f"torch=={versions['torch']}", *_read(REQUIREMENTS[:1]))
 
 
 def interpreter() -> Path:

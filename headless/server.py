@@ -6,14 +6,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from .client import Server, WorkflowError
-from .comfyui import ROOT
+from .comfyui import ROOT, interpreter_of
 
 PACK = "weft"  # the folder name in custom_nodes, which web pages and templates go by
 START_TIMEOUT = 300  # seconds; the first start on a slow machine compiles everything
@@ -23,16 +22,15 @@ LOG_TAIL = 20  # lines
 
 @contextmanager
 def comfyui_server(
-    comfyui: Path, base: Path, *, arguments: Sequence[str] = (), log: Path | None = None, python: Path | None = None
+    comfyui: Path, base: Path, *, arguments: Sequence[str] = (), log: Path | None = None
 ) -> Iterator[Server]:
-    """Runs ComfyUI for the length of a `with`.
+    """Runs ComfyUI for the length of a `with`, by the Python that `interpreter_of` finds for the checkout.
 
     Args:
         comfyui: its checkout.
         base: its folder for models, input, output and custom nodes; made if need be, and kept.
         arguments: more of its command line, such as "--cpu".
         log: where its output goes; by default `base`/comfyui.log.
-        python: the interpreter; by default this one.
 
     Raises:
         RuntimeError: it did not start; the message ends with the last lines of its log.
@@ -44,7 +42,7 @@ def comfyui_server(
     if not pack.exists():
         pack.symlink_to(ROOT, target_is_directory=True)
     port = _free_port()
-    command = [str(python or sys.executable), "main.py", "--listen", "127.0.0.1", "--port", str(port)]
+    command = [str(interpreter_of(comfyui)), "main.py", "--listen", "127.0.0.1", "--port", str(port)]
     command += [
         "--disable-api-nodes",
         "--base-directory",

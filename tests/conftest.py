@@ -20,6 +20,15 @@ if "weft" not in sys.modules:
     spec.loader.exec_module(weft)
 
 
+def pytest_collection_modifyitems(items):
+    """Side by side (`-n`), the tests of a file stay in one process, and so do all that share a ComfyUI: it is started
+    once."""
+    for item in items:
+        call = getattr(item, "callspec", None)
+        server = call.params.get("comfyui") if call else None
+        item.add_marker(pytest.mark.xdist_group(str(server or item.path)))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

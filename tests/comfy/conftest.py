@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from weft.headless.comfyui import find_comfyuis, interpreter_of
+from weft.headless.comfyui import find_comfyuis
 from weft.headless.server import comfyui_server
 from weft.tests.comfy.graphs import CLIP, Editor
 from weft.tests.conftest import ROOT
@@ -61,7 +61,7 @@ def server(comfyui, base, tiny_folder, tiny_instruct_folder):
     put_clips(base / "models")
     put_bad_files(base / "models")
     flags = ["--cpu", "--extra-model-paths-config", str(paths)]
-    with comfyui_server(comfyui, base, arguments=flags, python=interpreter_of(comfyui)) as running:
+    with comfyui_server(comfyui, base, arguments=flags) as running:
         yield running
 
 

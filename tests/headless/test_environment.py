@@ -25,6 +25,7 @@ def installing(monkeypatch, tmp_path):
 
     monkeypatch.setattr(environment, "VENV", tmp_path / "venv")
     monkeypatch.setattr(environment, "find_comfyui", lambda: comfyui)
+    monkeypatch.setattr(environment, "find_comfyuis", lambda: [comfyui])
     monkeypatch.setattr(environment.subprocess, "run", run)
     return comfyui, commands
 
@@ -68,6 +69,34 @@ def test_an_unfinished_install_is_done_again(installing, monkeypatch):
 
 def _fail(*_):
     raise subprocess.CalledProcessError(1, "pip")
+
+
+@pytest.mark.parametrize(("missing", "installs"), [((), 0), (("peft",), 1)])
+def test_a_further_comfyui_gets_what_the_pack_requires(monkeypatch, tmp_path, missing, installs):
+    """Into its own environment, whose torch stays; and nothing where it has no environment, or has all."""
+    monkeypatch.setattr(environment, "_make", lambda *_: None)
+    monkeypatch.setattr(environment, "VENV", tmp_path / "venv")
+    alone, other = tmp_path / "alone" / "ComfyUI", tmp_path / "ComfyUI-other"
+    own = tmp_path / "venv-other" / "bin" / "python"
+    for folder in (alone, other, own.parent):
+        folder.mkdir(parents=True)
+    for folder in (alone, other):
+        (folder / "requirements.txt").write_text("a-package-that-is-nowhere\n")
+    own.touch()
+    monkeypatch.setattr(environment, "find_comfyuis", lambda: [tmp_path, alone, other])
+    commands = []
+
+    def run(command, **_):
+        commands.append([str(part) for part in command])
+        here = [f"{name}={'' if name in missing else '2.7.1+cpu'}" for name in command[3:]]
+        return subprocess.CompletedProcess(command, 0, stdout="\n".join(here))
+
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    environment.prepare()
+    assert {command[0] for command in commands} == {str(own)}
+    pips = [command for command in commands if "pip" in command]
+    assert len(pips) == installs
+    assert all({"torch==2.7.1+cpu", str(ROOT / "requirements.txt")} <= set(command) for command in pips)
 
 
 def test_requirements_have_lower_bounds_only():

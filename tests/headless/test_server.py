@@ -32,7 +32,8 @@ def comfyui(tmp_path):
         folder = tmp_path / "ComfyUI"
         folder.mkdir()
         (folder / "main.py").write_text(main)
-        (folder / "nodes.py").touch()
+        for file in ("nodes.py", "requirements.txt"):
+            (folder / file).touch()
         return folder
 
     return make
