@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 TEXT = """# Reliability
 
-`python -m weft.tests.fuzz --prompts {prompts}`, seeds {first} to {last}, ComfyUI {version}, commit {commit}, {seconds:.0f} s of
-prompts on {servers} server process(es). Each prompt is a whole edit of a small clip by a random model, inversion and
+`python -m weft.tests.fuzz --prompts {prompts}`, seeds {first} to {last}, ComfyUI {version}, commit {commit},
+{seconds:.0f} s of prompts on {servers} server process(es). Each prompt is a whole edit of a small clip by a random model, inversion and
 methods, half of them with one more node of any kind, with up to three inputs spoiled: other texts, numbers, objects,
 lists, wires to other nodes, or none. Menus hold files that are cut off, empty, pickles, too deep, and that lie about
 sizes.
