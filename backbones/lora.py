@@ -133,9 +133,7 @@ def load_adapter(path: Path) -> Adapter:
     return Adapter(weights, int(told["weft_rank"]), told["weft_model"], told.get("weft_about", ""))
 
 
-def _with_layers(
-    backbone: Backbone, rank: int, seed: int = 0, held: Mapping[str, Tensor] | None = None
-) -> Backbone:
+def _with_layers(backbone: Backbone, rank: int, seed: int = 0, held: Mapping[str, Tensor] | None = None) -> Backbone:
     """A new model with fresh low-rank layers, the only weights of it that can be trained.
 
     Args:
