@@ -157,6 +157,7 @@ def _lavie_parts(file: Path, dtype: torch.dtype) -> Parts:
 def _tokenizer(folder: Path, kind: str):
     import transformers
 
+    require_readable(folder)
     if (folder / FILE).is_file():
         return SentencePieces(folder)
     return loaded(folder, transformers, kind)

@@ -83,7 +83,8 @@ def _joined(unet: nn.Module, adapter: nn.Module, model: str, motion: str) -> nn.
     try:
         with torch.device("meta"):
             network = UNetMotionModel.from_unet2d(unet, adapter, load_weights=False)
-        motion_tensors = {name: tensor.to(unet.dtype) for name, tensor in adapter.state_dict().items()}
+        dtype = unet.dtype  # looked for among all modules
+        motion_tensors = {name: tensor.to(dtype) for name, tensor in adapter.state_dict().items()}
         network.load_state_dict(unet.state_dict() | motion_tensors, assign=True)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
