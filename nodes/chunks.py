@@ -134,14 +134,14 @@ class WeftSavePart(io.ComfyNode):
             **sockets.found_by("long video", "render farm", "slurm"),
             display_name="Save Part (Weft)",
             category="Weft/chunks",
-            description="Keeps an edited part in a file, losslessly, so that any scheduler can run parts and retry one.",
+            description="Keeps an edited part in a file, losslessly: any scheduler can run parts and retry one.",
             inputs=[
                 io.Image.Input("images", tooltip="The edited part, from Decode Frames."),
                 sockets.Chunk.Input("chunk", tooltip="Which part it is, from Chunk Select."),
                 io.String.Input(
                     "name",
                     default="clip",
-                    tooltip="Of the files in output/weft_parts, the same for all parts. A part that is there is replaced.",
+                    tooltip="Of the files in output/weft_parts, the same for all parts. What is there is replaced.",
                 ),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="Its name and size.")],
@@ -165,7 +165,7 @@ class WeftLoadParts(io.ComfyNode):
             **sockets.found_by("long video", "render farm", "slurm"),
             display_name="Load Parts (Weft)",
             category="Weft/chunks",
-            description="Puts the parts that Save Part wrote together to one clip, and proves that all of them are there.",
+            description="Puts the parts that Save Part wrote together to one clip, and proves that all are there.",
             inputs=[
                 sockets.Chunks.Input("chunks", tooltip="From Chunk Plan: the plan by which the parts were made."),
                 io.String.Input(
