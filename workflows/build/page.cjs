@@ -4,13 +4,15 @@
 //   {drop: workflow, name} -> {missing, api, overlaps, spilled, bytes}
 //   {run: {input: value}} -> {overlaps, spilled}: of what was dropped last, with these values, by its Run button
 //   {act: [[verb, ...], ...]} -> {seen: what each "read" saw}: by mouse and keys on a node's widget, see VERBS
-//   {help: type of a node in the graph} -> {text}
+//   {help: type of a node in the graph} -> {text, missed: what was asked for and is not there, wide: what sticks out}
+//   {picture: title of a node, or null for the graph, path} -> {}: a screenshot of it
 // stdout: the answers, in the order of the jobs.
 const { chromium } = require("playwright-core");
 const { readFileSync } = require("fs");
 
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
 const SETTINGS = { "Comfy.TutorialCompleted": true, "Comfy.Locale": "en", "Comfy.UseNewMenu": "Top" }; // whatever the user has
+const BARE = { "Comfy.Minimap.Visible": false, "Comfy.Graph.CanvasMenu": false }; // nothing lies over a picture
 
 // Runs in the page. Widgets, slots and heights are the frontend's own; we choose only titles, values and columns.
 // Room is left for what a node becomes: with its pictures, and as a Vue node, which is taller in every frontend.
@@ -191,7 +193,8 @@ function overlaps() {
 }
 
 async function help(page, type) {
-  const button = page.locator('[data-testid="info-button"]');
+  const button = page.locator('[data-testid="info-button"]'), missed = [];
+  page.on("response", (r) => r.url().includes("/docs/") && !r.ok() && missed.push(r.url()));
   for (let attempt = 0; !(await button.count()); attempt++) {
     if (attempt === 10) throw new Error(`selecting ${type} does not bring up the toolbox`);
     const [x, y] = await page.evaluate(titleOf, type);
@@ -201,7 +204,42 @@ async function help(page, type) {
   await button.dispatchEvent("click");
   const text = page.locator(".node-help-content");
   await text.locator("h1").waitFor({ timeout: 240000 }); // the panel opens empty
-  return { text: await text.innerText() };
+  await page.waitForFunction(() => [...document.querySelectorAll(".node-help-content img")].every((i) => i.complete));
+  const wide = await text.evaluate((e) => {
+    const right = (each) => each.getBoundingClientRect().right;
+    return [...e.querySelectorAll("*")].filter((each) => right(each) > right(e) + 1).map((each) => each.textContent);
+  });
+  const pictures = await text.locator("img").evaluateAll((found) => found.map((i) => i.naturalWidth));
+  return { text: await text.innerText(), missed, wide, pictures };
+}
+
+async function picture(page, title, path) {
+  const box = await page.evaluate(framed, title);
+  await page.waitForTimeout(1500); // until widgets have followed, and pictures have come
+  const { left, top } = await page.locator("#graph-canvas").evaluate((e) => e.getBoundingClientRect().toJSON());
+  await page.screenshot({ path, clip: { ...box, x: left + box.x, y: top + box.y } });
+  return {};
+}
+
+// Runs in the page: brings a node, as narrow as a help page, or the whole graph into view, and says where that is.
+function framed(title) {
+  const NARROW = 330, RIM = 10, SHOWN = 200, X = 150, Y = 150, TITLE = LiteGraph.NODE_TITLE_HEIGHT;
+  const { graph, canvas } = window.app, nodes = graph._nodes;
+  canvas.deselectAll?.();
+  if (title === null) {
+    const [width, height] = [1400, 700], ends = (i) => nodes.map((n) => n.pos[i] + n.size[i]);
+    const [left, top] = [0, 1].map((i) => Math.min(...nodes.map((n) => n.pos[i])) - 80);
+    const scale = Math.min(width / (Math.max(...ends(0)) + 80 - left), height / (Math.max(...ends(1)) + 80 - top));
+    Object.assign(canvas.ds, { scale, offset: [X / scale - left, Y / scale - top] });
+    canvas.setDirty(true, true);
+    return { x: X, y: Y, width, height };
+  }
+  const node = nodes.find((n) => n.title === title);
+  for (const group of [...graph._groups]) graph.remove(group);
+  node.setSize([NARROW, node.computeSize()[1] + (node.imgs?.length ? SHOWN : 0)]);
+  Object.assign(canvas.ds, { scale: 1, offset: [X - node.pos[0], Y - node.pos[1]] });
+  canvas.setDirty(true, true);
+  return { x: X - RIM, y: Y - TITLE - RIM, width: NARROW + 2 * RIM, height: node.size[1] + TITLE + 2 * RIM };
 }
 
 // Runs in the page: brings a node of this type into view and says where its title is.
@@ -218,8 +256,9 @@ function titleOf(type) {
 async function main({ url, chromium: executablePath, vue, jobs, screenshot }) {
   const browser = await chromium.launch({ executablePath, headless: true, args: FLAGS });
   try {
-    const page = await browser.newPage({ viewport: { width: 1600, height: 950 } });
-    const settings = { ...SETTINGS, "Comfy.VueNodes.Enabled": vue };
+    const pictures = jobs.some((job) => "picture" in job);
+    const page = await browser.newPage({ viewport: { width: 1600, height: pictures ? 1300 : 950 }, deviceScaleFactor: 1 + pictures });
+    const settings = { ...SETTINGS, ...(pictures ? BARE : {}), "Comfy.VueNodes.Enabled": vue };
     await page.route("**/api/settings", (route) =>
       route.request().method() === "GET" ? route.fulfill({ json: settings }) : route.fulfill({ json: {} }),
     );
@@ -231,6 +270,7 @@ async function main({ url, chromium: executablePath, vue, jobs, screenshot }) {
       if (job.build) results.push(await page.evaluate(build, job.build));
       else if (job.drop) results.push(await drop(page, job.drop, job.name));
       else if (job.act) results.push(await act(page, job.act));
+      else if ("picture" in job) results.push(await picture(page, job.picture, job.path));
       else if (job.run) results.push(await run(page, job.run));
       else results.push(await help(page, job.help));
     }
