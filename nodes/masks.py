@@ -97,8 +97,8 @@ class WeftSAMMask(io.ComfyNode):
                     "positive",
                     default="",
                     multiline=True,
-                    tooltip="Points on the thing, in pixels, as [{\"x\": 32, \"y\": 20}]: clicks into the picture write them. "
-                    "'x,y; x,y' and, at frame 5, '5: x,y' are read too.",
+                    tooltip='Points on the thing, in pixels, as [{"x": 32, "y": 20}]: clicks into the picture write '
+                    "them. 'x,y; x,y' and, at frame 5, '5: x,y' are read too.",
                 ),
                 io.String.Input(
                     "negative",

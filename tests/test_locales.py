@@ -44,7 +44,9 @@ def test_numbers_and_choices_of_a_tooltip_are_those_of_the_english_one(told, nod
         for name, slot in zip(names, getattr(schema, side)):
             tip, said = slot.details["tooltip"], told[node_id][side][name]["tooltip"]
             assert set(numbers(tip)) == set(numbers(said)), name
-            absent = [c for c in slot.details.get("options", ()) if isinstance(c, str) and f"{c}:" in tip and c not in said]
+            absent = [
+                c for c in slot.details.get("options", ()) if isinstance(c, str) and f"{c}:" in tip and c not in said
+            ]
             assert not absent, name
 
 

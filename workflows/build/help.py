@@ -2,9 +2,9 @@
 
     python -m weft.workflows.build.help
 
-It asks for `docs/<Node>/<language>.md`, and for `docs/<Node>.md` where there is none. The latter are written by hand, in
-English. In English they are copied to where they are asked for. In other languages they are made of the names and
-tooltips in `locales/`, under the same picture, and end with what is told in English alone.
+It asks for `docs/<Node>/<language>.md`, and for `docs/<Node>.md` where there is none. The latter are written by hand,
+in English, and copied to where English is asked for. In other languages they are made of the names and tooltips in
+`locales/`, under the same picture, and end with what is told in English alone.
 """
 
 from __future__ import annotations
