@@ -146,15 +146,21 @@ def take(server: Server, only: str = "") -> None:
     """Writes `web/docs/pictures/<node>.webp`."""
     places = {node: place for node, place in (RUN | AS_THEY_ARE).items() if only in node}
     with tempfile.TemporaryDirectory() as folder:
-        jobs: list[dict[str, Any]] = []
+        still: list[dict[str, Any]] = []
         for graph in dict.fromkeys(graph for graph, _ in places.values()):
-            jobs.append({"build": EXTRA[graph]() if graph in EXTRA else GRAPHS[graph]})
-            if any(RUN.get(node, ("",))[0] == graph for node in places):
-                jobs.append({"run": {}})
-            for node_id, (where, title) in places.items():
-                if where == graph:
-                    jobs.append({"picture": title, "path": str(Path(folder, f"{node_id}.png"))})
-        visit(server.url, jobs, timeout=PATIENCE)
+            shots = [
+                {"picture": title, "path": str(Path(folder, f"{node_id}.png"))}
+                for node_id, (where, title) in places.items()
+                if where == graph
+            ]
+            build = {"build": EXTRA[graph]() if graph in EXTRA else GRAPHS[graph]}
+            if any(RUN.get(node_id, ("",))[0] == graph for node_id in places):
+                # In a page of its own: ComfyUI shows a node what a node of its number has shown before.
+                visit(server.url, [build, {"run": {}}, *shots], timeout=PATIENCE)
+            else:
+                still += [build, *shots]
+        if still:
+            visit(server.url, still, timeout=PATIENCE)
         (PAGES / "pictures").mkdir(exist_ok=True)
         for node_id, (graph, _) in places.items():
             below = FOLDER / f"{graph}.jpg" if node_id in METHODS else None
