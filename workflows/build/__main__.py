@@ -38,7 +38,8 @@ ENLARGE = 2
 
 def rebuild(server: Server, names: list[str], screenshot: Path | None = None) -> None:
     """Writes `<name>.json` and `api/<name>.json` of some graphs."""
-    built = visit(server.url, [{"build": GRAPHS[name]} for name in names], screenshot)
+    shot = [{"screenshot": str(screenshot)}] if screenshot else []
+    built = visit(server.url, [{"build": GRAPHS[name]} for name in names] + shot)
     for name, formats in zip(names, built):
         for path, content in ((f"{name}.json", formats["workflow"]), (f"api/{name}.json", formats["api"])):
             (FOLDER / path).parent.mkdir(exist_ok=True)
