@@ -41,7 +41,8 @@ FOLDER = Path(__file__).resolve().parents[1]
 
 def rebuild(server: Server, names: list[str], screenshot: Path | None = None) -> None:
     """Writes `<name>.json` and `api/<name>.json` of some graphs."""
-    built = visit(server.url, [{"build": GRAPHS[name]} for name in names], screenshot)
+    shot = [{"screenshot": str(screenshot)}] if screenshot else []
+    built = visit(server.url, [{"build": GRAPHS[name]} for name in names] + shot)
     for name, formats in zip(names, built):
         for path, content in ((f"{name}.json", formats["workflow"]), (f"api/{name}.json", formats["api"])):
             (FOLDER / path).parent.mkdir(exist_ok=True)
@@ -55,7 +56,7 @@ def make_thumbnails(server: Server, names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         seen = {name: str(Path(folder, f"{name}.png")) for name in graphs}
         jobs = [({"build": GRAPHS[name]}, {"picture": None, "path": path}) for name, path in seen.items()]
-        visit(server.url, [job for pair in jobs for job in pair])
+        visit(server.url, [job for pair in jobs for job in pair], sharp=True)
         for name in names:
             picture = _opened(seen[name]) if name in seen else _before_and_after(server, name)
             card(name, picture).save(FOLDER / f"{name}.jpg", quality=88)

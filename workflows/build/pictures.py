@@ -26,7 +26,6 @@ from .parts import IMAGE_MODEL, Graph, node, prompts, source, wire
 
 PAGES = FOLDER.parent / "web" / "docs"
 WIDTH = 560  # pixels, twice what a sidebar shows
-PATIENCE = 1800  # seconds
 QUALITY = 80
 
 
@@ -156,11 +155,11 @@ def take(server: Server, only: str = "") -> None:
             build = {"build": EXTRA[graph]() if graph in EXTRA else GRAPHS[graph]}
             if any(RUN.get(node_id, ("",))[0] == graph for node_id in places):
                 # In a page of its own: ComfyUI shows a node what a node of its number has shown before.
-                visit(server.url, [build, {"run": {}}, *shots], timeout=PATIENCE)
+                visit(server.url, [build, {"run": {}}, *shots], sharp=True)
             else:
                 still += [build, *shots]
         if still:
-            visit(server.url, still, timeout=PATIENCE)
+            visit(server.url, still, sharp=True)
         (PAGES / "pictures").mkdir(exist_ok=True)
         for node_id, (graph, _) in places.items():
             below = FOLDER / f"{graph}.jpg" if node_id in METHODS else None
