@@ -24,7 +24,7 @@ import torch
 from ...headless.client import Server
 from ...headless.comfyui import find_comfyui
 from ...headless.demo import frames_from, with_frames
-from ...headless.distributed import COLLECTOR, find_distributed, install_distributed
+from ...headless.distributed import COLLECTOR, find_distributed, for_workers, install_distributed
 from ...headless.graph import read_graph
 from ...headless.progress import Progress
 from ...headless.server import comfyui_server
@@ -65,6 +65,8 @@ def make_thumbnails(server: Server, names: list[str]) -> None:
 
 def _before_and_after(server: Server, name: str) -> Image:
     graph = with_frames(read_graph(FOLDER / "api" / f"{name}.json"))
+    if _is_shared_out(name):
+        graph = for_workers(graph, 0)  # the master alone does all of it
     server.upload(clip.CLIP)
     return rows(clip.read_video(clip.CLIP), frames_from(server.run(graph, Progress(graph, sys.stdout))))
 
@@ -91,10 +93,14 @@ def server_of_our_own() -> Iterator[Server]:
 
 def _can_be_built(name: str) -> bool:
     """A graph for several machines needs the nodes of ComfyUI-Distributed."""
-    wanted = any(node["type"] == COLLECTOR for column in GRAPHS[name].values() for node in column.values())
-    if wanted and not find_distributed():
-        print(f"weft: '{name}' is left as it is: no ComfyUI-Distributed found, COMFYUI_DISTRIBUTED_PATH names none")
-    return not wanted or find_distributed() is not None
+    if not _is_shared_out(name) or find_distributed():
+        return True
+    print(f"weft: '{name}' is left as it is: no ComfyUI-Distributed found, COMFYUI_DISTRIBUTED_PATH names none")
+    return False
+
+
+def _is_shared_out(name: str) -> bool:
+    return any(node["type"] == COLLECTOR for column in GRAPHS[name].values() for node in column.values())
 
 
 def main() -> None:
