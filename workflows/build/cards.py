@@ -33,7 +33,7 @@ CARDS = {  # workflow -> title, and what it does
     "via_local": ("Instruct: one thing", "VIA: say what to do, and click where. The rest stays."),
     "via_global": ("Instruct: all of it", "VIA: choose the best of some candidates; the model learns from it."),
     "via_long": ("Instruct: a long clip", "VIA, some frames at a time: memory stays about the same."),
-    "via_long_distributed": ("A long clip, several machines", "VIA with ComfyUI-Distributed, which you install."),
+    "via_long_distributed": ("Long clip, several machines", "VIA with ComfyUI-Distributed, which you install."),
     "cove": ("An image model, steadied", "COVE: attention follows what belongs together in all frames."),
     "stem_tokenflow": ("STEM and TokenFlow", "Keyframes are edited; the others follow the motion of the source."),
     "stem_fatezero": ("STEM and FateZero", "The edit attends as the source does, but where the thing is."),
