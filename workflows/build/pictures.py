@@ -62,7 +62,7 @@ def viewers() -> Graph:
 
 def unrun() -> Graph:
     """Nodes that want files of yours, or show nothing."""
-    model, frames = wire("Model"), wire("Source frames", "images")
+    model = wire("Model")
     return {
         "Source": source(IMAGE_MODEL),
         "Load": {
@@ -74,8 +74,21 @@ def unrun() -> Graph:
         "Do": {
             "Keep": node("WeftSaveTrajectory", trajectory=wire("Trajectory file")),
             "Bases": node("WeftSTEMAttention"),
-            "Prepare": node("WeftPrepareClip", images=frames, fps=wire("Source frames", "fps")),
-            "Restore": node("WeftRestoreClip", images=wire("Prepare"), original=frames, fit=wire("Prepare", "fit")),
+        },
+    }
+
+
+def fitted() -> Graph:
+    """A clip made to fit a model, and put back."""
+    frames, fps = wire("Source frames", "images"), wire("Source frames", "fps")
+    return {
+        "Source": source(IMAGE_MODEL),
+        "Fit": {
+            "Prepare": node("WeftPrepareClip", images=frames, fps=fps, model=wire("Model"), frames=6, side=48),
+            "Restore": node(
+                "WeftRestoreClip", images=wire("Prepare", "images"), original=frames, fit=wire("Prepare", "fit")
+            ),
+            "Compare": node("WeftCompareVideos", a=frames, b=wire("Restore"), fps=fps),
         },
     }
 
@@ -93,6 +106,7 @@ RUN: dict[str, Place] = {  # node -> where, in graphs that are run
     "WeftPreviewWords": ("viewers", "Words"),
     "WeftPreviewCorrespondence": ("viewers", "Matches"),
     "WeftEditSampler": ("str_match", "Sample"),
+    "WeftPrepareClip": ("fitted", "Prepare"),
 }
 AS_THEY_ARE: dict[str, Place] = {  # node -> where, in graphs that are not
     "WeftLoadModel": ("str_match", "Model"),
@@ -125,13 +139,13 @@ AS_THEY_ARE: dict[str, Place] = {  # node -> where, in graphs that are not
     "WeftLoadAdapter": ("unrun", "Adapter"),
     "WeftLoadCLIP": ("unrun", "CLIP"),
     "WeftSTEMAttention": ("unrun", "Bases"),
-    "WeftPrepareClip": ("unrun", "Prepare"),
-    "WeftRestoreClip": ("unrun", "Restore"),
+    "WeftRestoreClip": ("fitted", "Restore"),
     "WeftChunkStamp": ("stamp", "Stamp"),
 }
 EXTRA = {
     "viewers": viewers,
     "unrun": unrun,
+    "fitted": fitted,
     "stamp": lambda: {"Mark": {"Stamp": node("WeftChunkStamp")}},
 }
 METHODS = {  # what makes the difference in its workflow
