@@ -31,10 +31,10 @@ def from_comfy(
     sampling = Sampling.of(name, model.get_model_object("model_sampling"), sigmas)
     layout = layout_of(vae)
     denoiser = ComfyDenoiser(name, model, layout, sampling)
-    codec = ComfyCodec(name, vae, model.get_model_object("latent_format"), layout, check)
-    if (have := getattr(vae, "latent_channels", None)) not in (None, codec.format.latent_channels):
+    codec = ComfyCodec(name, vae, model.get_model_object("latent_format"), layout, check, denoiser.family.channels)
+    if (have := getattr(vae, "latent_channels", None)) not in (None, codec.channels):
         raise ValueError(
-            f"'{name}' works on latents of {codec.format.latent_channels} channels and this VAE makes {have}: connect "
+            f"'{name}' works on latents of {codec.channels} channels and this VAE makes {have}: connect "
             "the VAE of this model"
         )
     return Backbone(name, denoiser, codec, ComfyText(name, clip))

@@ -14,7 +14,7 @@ from weft.engine.evaluate import evaluate_with
 from weft.engine.plan import PLAIN, Control, EditPlan, Needs
 from weft.engine.probe import read_calls
 from weft.engine.words import POSITIVE, SOURCE
-from weft.tests.native.tiny import FAMILIES, make
+from weft.tests.native.tiny import FAMILIES, VIDEO, make
 
 STEP = 2e-3  # of finite differences, in float32
 BY_DIFFERENCES = 2e-3  # share of the slope
@@ -42,7 +42,7 @@ def loss_and_gradient(made, layers=None, plan=PLAIN, way=None, rows=(POSITIVE,))
             z.requires_grad_()
             return torch.autograd.grad(loss(network, z), z)[0]
 
-    return backbone.denoiser.session(prompts, made.latents(2), schedule, body)
+    return backbone.denoiser.session(prompts, made.latents(2), schedule, body, beside=made.audio)
 
 
 def assert_by_differences(made, **options):
@@ -107,8 +107,6 @@ def test_weights_are_as_before(made):
 
 
 # ---- every scope is needed ------------------------------------------------------------------------------------------
-
-VIDEO = [name for name in FAMILIES if name != "sd15"]
 
 
 def test_without_aliases_of_weights_it_fails(made, monkeypatch):

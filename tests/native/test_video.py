@@ -21,9 +21,8 @@ from weft.methods.stem import STEMAttention
 from weft.methods.str_match import STRLatentOptimizer
 from weft.methods.str_view import score_heat
 from weft.methods.token_flow import TokenFlow
-from weft.tests.native.tiny import FAMILIES, make
+from weft.tests.native.tiny import VIDEO, make
 
-VIDEO = [name for name in FAMILIES if name != "sd15"]
 STEPS = 4
 SMOOTH = 0.3  # weights so much smaller make a field whose implicit steps converge
 THERE_AND_BACK = 1e-4
@@ -39,11 +38,11 @@ class Clip:
 
     def __init__(self, made, sigmas=None):
         self.backbone = from_comfy(made.patcher, made.vae, sigmas=sigmas)
-        self.latents = self.backbone.codec.unscale(made.latents(1) * 0.5)
+        self.made, self.latents = made, self.backbone.codec.unscale(made.latents(1) * 0.5)
         self.source, self.target = (prompt_of(made.conditioning(seed)) for seed in (1, 2))
 
     def inverted(self, steps=STEPS, **options):
-        return invert(self.backbone, self.latents, self.source, steps=steps, **options)
+        return invert(self.backbone, self.made.wire(self.latents), self.source, steps=steps, **options)
 
     def edited(self, plan=PLAIN, source=None, **options):
         options = {"guidance": 3.0, **options}

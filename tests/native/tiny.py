@@ -19,6 +19,7 @@ from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.tests.tiny import make_folder
 
+V_SIGN = "output_blocks.11.1.transformer_blocks.0.norm1.bias"  # uneven in models of SD 2 that predict v
 HEADS, TEXT_WIDTH, CHANNELS = 8, 64, (32, 32, 64)
 UNET = {
     "image_size": 8,
@@ -182,6 +183,70 @@ MOCHI = {
 }
 
 
+SD2 = {
+    **UNET,
+    "model_channels": 64,  # heads of 64 are fixed in core
+    "use_linear_in_transformer": True,
+    "channel_mult": (1, 2),
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+}
+SDXL = {
+    **SD2,
+    "num_classes": "sequential",
+    "adm_in_channels": 2816,  # 1280 of a pooled text, and six numbers as 256 each: fixed in core
+    "transformer_depth": [0, 2],
+    "transformer_depth_output": [0, 0, 2, 2],
+    "transformer_depth_middle": 2,
+}
+WAN_I2V = {**WAN, "model_type": "i2v", "in_dim": 36}
+WAN_22_I2V = {**WAN, "in_dim": 36}  # no picture in its attention
+VACE = {**WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96}
+COGVIDEOX = {
+    "image_model": "cogvideox",
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "in_channels": 16,
+    "out_channels": 16,
+    "time_embed_dim": 32,
+    "text_embed_dim": 24,
+    "num_layers": 3,
+    "patch_size": 2,
+    "use_rotary_positional_embeddings": True,
+    "max_text_seq_length": 5,
+}
+LTX_AUDIO = {
+    "image_model": "ltxav",
+    "in_channels": 128,
+    "num_layers": 3,
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "cross_attention_dim": 48,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 16,
+    "audio_cross_attention_dim": 32,
+    "caption_channels": 24,
+    "connector_attention_head_dim": 12,
+    "connector_num_attention_heads": 2,
+    "connector_num_layers": 1,
+}
+H3 = {
+    "image_model": "minimax_h3",
+    "hidden_size": 64,
+    "num_layers": 3,
+    "token_refiner_num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "ffn_hidden_size": 64,
+    "text_dim": 24,
+    "timestep_input_dim": 32,
+    "time_embed_hidden_size": 64,
+    "time_embed_dim": 32,
+    "rope_inv_freq_len": 4,
+}
+
+
 def times(step: int, stride: int):
     """A VAE's ratios, as core states them."""
     return (lambda frames: max(0, frames * step - (step - 1)), stride, stride)
@@ -198,6 +263,9 @@ class Family:
     extra: dict = field(default_factory=dict)  # of a conditioning; tuples are the shapes of random tensors
     masked: bool = False  # its conditioning says which tokens of the text count
     upscale_ratio: object = 8
+    concat: int = 0  # channels of what its conditioning lays beside the latents
+    audio: tuple[int, ...] = ()  # shape of what its latents hold beside the picture
+    state: dict = field(default_factory=dict)  # weights that core tells the kind of sampling by
 
 
 FAMILIES = {
@@ -208,7 +276,34 @@ FAMILIES = {
         "HunyuanVideo", HUNYUAN, (3, 16, 4, 6), (5, 24), {"pooled_output": (1, 12)}, upscale_ratio=times(4, 8)
     ),
     "mochi": Family("GenmoMochi", MOCHI, (2, 12, 4, 6), (6, 24), masked=True, upscale_ratio=times(6, 8)),
+    "sd2": Family("SD20", SD2, (3, 4, 6, 10), (5, TEXT_WIDTH), state={V_SIGN: torch.tensor([-1.0, 1.0])}),
+    "sdxl": Family("SDXL", SDXL, (3, 4, 6, 10), (5, TEXT_WIDTH), {"pooled_output": (1, 1280), "width": 96}),
+    "wan i2v": Family(
+        "WAN21_I2V",
+        WAN_I2V,
+        (3, 16, 4, 6),
+        (5, 24),
+        {"clip_vision": (1, 257, 1280)},
+        concat=16,
+        upscale_ratio=times(4, 8),
+    ),
+    "wan 2.2 i2v": Family("WAN21_I2V", WAN_22_I2V, (3, 16, 4, 6), (5, 24), concat=16, upscale_ratio=times(4, 8)),
+    "vace": Family("WAN21_Vace", VACE, (3, 16, 4, 6), (5, 24), upscale_ratio=times(4, 8)),
+    "cogvideox": Family("CogVideoX_T2V", COGVIDEOX, (3, 16, 5, 6), (5, 24), upscale_ratio=times(4, 8)),
+    "ltx audio": Family(
+        "LTXAV", LTX_AUDIO, (3, 128, 3, 4), (5, 48), {"frame_rate": 25}, audio=(1, 8, 7, 16), upscale_ratio=times(8, 32)
+    ),
+    "h3": Family("MiniMaxH3", H3, (3, 24, 4, 6), (5, 24), audio=(1, 32, 2, 9), upscale_ratio=times(4, 16)),
 }
+FAMILIES = {name: family for name, family in FAMILIES.items() if hasattr(models, family.kind)}  # of this core
+VIDEO = [name for name in FAMILIES if not name.startswith("sd")]
+
+
+@dataclass
+class Seen:
+    """What core's CLIP Vision Encode gives."""
+
+    penultimate_hidden_states: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -226,6 +321,19 @@ class Made:
     def network(self) -> nn.Module:
         return self.patcher.model.diffusion_model
 
+    @property
+    def audio(self) -> torch.Tensor | None:
+        """The same in every test: it is heard, and not edited."""
+        return _random(self.family.audio, 7) if self.family.audio else None
+
+    def wire(self, latents: torch.Tensor):
+        """What a LATENT wire holds, of the picture's wire latents."""
+        if self.audio is None:
+            return latents
+        from comfy.nested_tensor import NestedTensor
+
+        return NestedTensor([latents, self.audio])
+
     def latents(self, seed: int) -> torch.Tensor:
         return _random(self.family.size, seed)
 
@@ -233,6 +341,12 @@ class Made:
         length, width = self.family.text
         extra = {k: _random(v, seed + 100) if isinstance(v, tuple) else v for k, v in self.family.extra.items()}
         length = 2 * length if longer else length
+        frames, _, *size = self.family.size
+        if self.family.concat:
+            extra["concat_latent_image"] = _random((1, self.family.concat, frames, *size), 50)
+            extra["concat_mask"] = torch.ones(1, 1, frames, *size).index_fill(2, torch.tensor([0]), 0)
+        if "clip_vision" in extra:
+            extra["clip_vision_output"] = Seen(extra.pop("clip_vision"))
         if self.family.masked:
             extra["attention_mask"] = torch.ones(1, length, dtype=torch.long)
             extra["attention_mask"][:, -2:] = 0
@@ -245,7 +359,7 @@ def make(name: str, dtype: torch.dtype = torch.float32, manual: torch.dtype | No
     kind = getattr(models, family.kind)(dict(family.config))
     kind.set_inference_dtype(dtype, manual)
     with torch.inference_mode():
-        model = kind.get_model({}, "", device="cpu")
+        model = kind.get_model(family.state, "", device="cpu")
         generator = torch.Generator().manual_seed(0)
         for key, weight in model.diffusion_model.named_parameters():
             value = torch.randn(weight.shape, generator=generator) * 0.1
