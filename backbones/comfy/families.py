@@ -38,7 +38,7 @@ class Unknown:
     """A network of a class that is not in the table."""
 
     sites, blocks = (), ()
-    one_row, audio, channels = False, "none", None
+    one_row, audio, channels = False, "may", None
 
     def __init__(self, network: nn.Module, framewise: bool):
         self.framewise = framewise

@@ -115,7 +115,7 @@ def test_without_aliases_of_weights_it_fails(made, monkeypatch):
         loss_and_gradient(made)
 
 
-@pytest.mark.parametrize("name", VIDEO)
+@pytest.mark.parametrize("name", [name for name in VIDEO if name != "cogvideox"])  # core has no seam there
 def test_without_a_frozen_closure_it_is_wrong(name, monkeypatch):
     made = make(name)
     right = loss_and_gradient(made)
