@@ -97,13 +97,25 @@ class ComfyDenoiser:
         reserve: int = 0,
         beside: Tensor | None = None,
     ) -> T:
+        return self.inside(prompts, latents, schedule, lambda network: body(network.predict), reserve, beside)
+
+    def inside(
+        self,
+        prompts: Sequence[Prompt],
+        latents: Tensor,
+        schedule: Schedule,
+        body: Callable[[Network], T],
+        reserve: int,
+        beside: Tensor | None,
+    ) -> T:
+        """See `session`; `body` is given the network itself."""
         self._require_audio(beside)
         named = {f"{identity(p)}": conditioning_of(p) for p in prompts}
         wire = self.model.process_latent_out(self.native(latents).float())
         sigmas = [*(self.sampling.sigma(schedule.label(k)) for k in range(schedule.steps, 0, -1)), 0.0]
 
         def inside(there: Inside) -> T:
-            return body(_Network(self, there, len(latents)).predict)
+            return body(Network(self, there, len(latents)))
 
         try:
             return run_inside(self.patcher, named, wire, torch.tensor(sigmas), inside, reserve, beside)
@@ -126,7 +138,7 @@ class ComfyDenoiser:
             raise ValueError(f"'{self.name}' edits video alone, and these latents hold audio too: separate them first")
 
 
-class _Network:
+class Network:
     """The network inside one sampling run."""
 
     def __init__(self, denoiser: ComfyDenoiser, there: Inside, frames: int):

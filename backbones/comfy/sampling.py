@@ -98,12 +98,13 @@ class Sampling:
 
     def output(self, latents: Tensor, clean: Tensor, sigma: float) -> Tensor:
         """What the network says of the engine's latents at a level, from its x0."""
-        if self.prediction == "flow":
-            return (latents - clean) / sigma
-        signal = (1 + sigma**2) ** -0.5
-        if self.prediction == "v_prediction":
-            return (signal * latents - clean) / (sigma * signal)
-        return (latents / signal - clean) / sigma
+        x = self.noisy(latents, sigma)
+        if self.prediction != "v_prediction":
+            return (x - clean) / sigma
+        # In float32, as core has it: what is left stands over a sigma that may be small.
+        past = torch.tensor(sigma) ** 2 + 1
+        root = (past**0.5).item()
+        return (x / (root if self.as_trained else past.item()) - clean) * (root / sigma)
 
 
 def _prediction(name: str, sampling: nn.Module) -> Prediction:

@@ -14,7 +14,7 @@ import comfy.samplers
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, copy_nested_dicts
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...engine.autograd import ordinary
 from .other_packs import as_written, plain_clone
@@ -27,11 +27,20 @@ Conditioning = list[dict[str, Any]]  # as core encodes it for one clip
 class Inside:
     """What there is inside a sampling run: the loaded network, encoded conditionings, options."""
 
-    def __init__(self, model: nn.Module, encoded: Mapping[str, Conditioning], options: dict, latent: Tensor):
-        self.model, self.options, self.latent = model, options, latent
-        self.shapes = getattr(model, "latent_shapes", None) or ()  # where several streams are packed into one latent
+    def __init__(self, guider: comfy.samplers.CFGGuider, options: dict, latent: Tensor):
+        self.model, self.patcher, encoded = guider.inner_model, guider.model_patcher, guider.conds
+        self.options, self.latent = options, latent
+        self.shapes = (
+            getattr(self.model, "latent_shapes", None) or ()
+        )  # of streams packed into one latent
         # They were made in inference mode, and a gradient may have to pass them.
         self.encoded = {name: [_ordinary_entry(entry) for entry in some] for name, some in encoded.items()}
+
+    @torch.inference_mode()
+    def load_again(self, reserve: int) -> None:
+        """Where another model may have taken the place of this one's weights; beside them `reserve` bytes stay free."""
+        need = int(self.model.memory_required(list(self.latent.shape)))
+        management.load_models_gpu([self.patcher], memory_required=max(need, reserve))
 
     def clean(
         self,
@@ -137,7 +146,7 @@ class _Body(comfy.samplers.Sampler):
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs):
         with torch.inference_mode(False), torch.no_grad():
             options, latent = extra_args["model_options"], _ordinary(latent_image)
-            self.result = self.body(Inside(model_wrap.inner_model, model_wrap.conds, options, latent))
+            self.result = self.body(Inside(model_wrap, options, latent))
         return noise
 
 

@@ -55,3 +55,11 @@ def instruct_folder(tmp_path_factory):
     from weft.tests.native.tiny import make_sd_folder
 
     return make_sd_folder(tmp_path_factory.mktemp("models") / "instruct", kind="instruct")
+
+
+@pytest.fixture(scope="session")
+def two_folder(tmp_path_factory):
+    """Stable Diffusion 2's kind of UNet, which predicts v."""
+    from weft.tests.native.tiny import make_sd_folder
+
+    return make_sd_folder(tmp_path_factory.mktemp("models") / "two", kind="two")

@@ -41,22 +41,44 @@ UNET = {
     "adm_in_channels": None,
 }
 
+OF_ONE = {  # in diffusers' words
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": CHANNELS,
+    "norm_num_groups": 32,
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": HEADS,
+}
+OF_TWO = {
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (64, 128),
+    "norm_num_groups": 32,
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": (1, 2),  # which are numbers of heads
+    "use_linear_projection": True,
+}
+OF_XL = {
+    **OF_TWO,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2),
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
 
 def make_sd_folder(folder: Path, kind: str = "image") -> Path:
-    """A diffusers folder of a UNet with 32 channels at least, as core's norms want them."""
+    """A diffusers folder of a UNet with 32 channels at least, as core's norms want them; "two" is of SD 2, and predicts
+    v."""
     import diffusers
 
-    make_folder(folder, kind=kind)
+    two = kind == "two"
+    make_folder(folder, kind="image" if two else kind, **({"prediction_type": "v_prediction"} if two else {}))
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
-        in_channels=8 if kind == "instruct" else 4,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=CHANNELS,
-        layers_per_block=1,
-        norm_num_groups=32,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=HEADS,
+        in_channels=8 if kind == "instruct" else 4, **(OF_TWO if two else OF_ONE), layers_per_block=1
     )
     with torch.no_grad():
         for name, weight in unet.named_parameters():
@@ -88,13 +110,20 @@ class StandInVAE:
 def sd_patcher(folder: Path):
     """Core's ModelPatcher around the UNet of a diffusers folder, its weights made as core's loader makes them."""
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    instruct = weights["conv_in.weight"].shape[1] == 8
-    config = {**UNET, "in_channels": 8 if instruct else 4}
+    if weights["conv_in.weight"].shape[1] == 8:
+        return unet_patcher(models.SD15_instructpix2pix, {**UNET, "in_channels": 8}, weights)
+    if weights["conv_in.weight"].shape[0] == 64:
+        return unet_patcher(models.SD20, SD2, weights, {V_SIGN: torch.tensor([-1.0, 1.0])})
+    return unet_patcher(models.SD15, UNET, weights)
+
+
+def unet_patcher(kind, config: dict, weights: dict[str, torch.Tensor], told: dict | None = None):
+    """Core's UNet of a kind with diffusers' weights; `told` is what core reads the kind of sampling from."""
     names = comfy.utils.unet_to_diffusers(config)
-    kind = (models.SD15_instructpix2pix if instruct else models.SD15)(config)
+    kind = kind(dict(config))
     kind.set_inference_dtype(torch.float32, None)
     with torch.inference_mode():
-        model = kind.get_model({}, "", device="cpu")
+        model = kind.get_model(told or {}, "", device="cpu")
         state = {names[name]: weight for name, weight in weights.items()}
         missing, left = model.diffusion_model.load_state_dict(state, strict=False)
         assert not missing, missing
@@ -354,14 +383,14 @@ class Made:
         return [[_random((1, length, width), seed), extra]]
 
 
-def make(name: str, dtype: torch.dtype = torch.float32, manual: torch.dtype | None = None) -> Made:
+def make(name: str, dtype: torch.dtype = torch.float32, manual: torch.dtype | None = None, seed: int = 0) -> Made:
     """Random weights, as core's loader makes them: in inference mode, which autograd does not like."""
     family = FAMILIES[name]
     kind = getattr(models, family.kind)(dict(family.config))
     kind.set_inference_dtype(dtype, manual)
     with torch.inference_mode():
         model = kind.get_model(family.state, "", device="cpu")
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         for key, weight in model.diffusion_model.named_parameters():
             value = torch.randn(weight.shape, generator=generator) * 0.1
             norm = "norm" in key and weight.ndim == 1 and key.endswith("weight")
@@ -382,6 +411,20 @@ def twins(folder: Path):
     they compute and not how they round."""
     ours, core = load_backbone(folder, dtype="float32", memory=PlainMemory("cpu")), sd_patcher(folder)
     nn.Module.to(ours.denoiser.network, torch.float64)
+    return ours, from_comfy(in_float64(core), StandInVAE())
+
+
+def in_float64(patcher):
     with torch.inference_mode():
-        core.model.diffusion_model.to(torch.float64).dtype = torch.float64
-    return ours, from_comfy(core, StandInVAE())
+        patcher.model.diffusion_model.to(torch.float64).dtype = torch.float64
+    return patcher
+
+
+def xl_twins():
+    """(diffusers' UNet of Stable Diffusion XL's kind, a backbone of core's with the same weights), in float64."""
+    import diffusers
+
+    torch.manual_seed(0)
+    network = diffusers.UNet2DConditionModel(in_channels=4, **OF_XL, layers_per_block=1)
+    core = in_float64(unet_patcher(models.SDXL, SDXL, network.state_dict()))
+    return network.double().eval(), from_comfy(core, StandInVAE())
