@@ -30,9 +30,7 @@ class Inside:
     def __init__(self, guider: comfy.samplers.CFGGuider, options: dict, latent: Tensor):
         self.model, self.patcher, encoded = guider.inner_model, guider.model_patcher, guider.conds
         self.options, self.latent = options, latent
-        self.shapes = (
-            getattr(self.model, "latent_shapes", None) or ()
-        )  # of streams packed into one latent
+        self.shapes = getattr(self.model, "latent_shapes", None) or ()  # of streams packed into one latent
         # They were made in inference mode, and a gradient may have to pass them.
         self.encoded = {name: [_ordinary_entry(entry) for entry in some] for name, some in encoded.items()}
 

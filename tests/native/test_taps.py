@@ -31,6 +31,13 @@ class Failing(Control):
         raise RuntimeError("in the middle of a pass")
 
 
+class Cancelled(Control):
+    def attention(self, call, attend):
+        from comfy.model_management import InterruptProcessingException
+
+        raise InterruptProcessingException()
+
+
 class Zero(Control):
     def attention(self, call, attend):
         return torch.zeros_like(attend(call))
@@ -58,6 +65,7 @@ def everything(patcher):
     parts = list(model.modules())
     return (
         [id(p) for p in model.parameters()],
+        [id(m) for m in parts],
         [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in parts],
         [[len(getattr(m, f"{kind}_function", ())) for kind in ("weight", "bias")] for m in parts],
         repr(patcher.model_options),
@@ -75,14 +83,15 @@ def test_controls_act(made):
     assert (predict(made, EditPlan((Zero(),))) - predict(made)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("ending", ["whole", "failed"])
+@pytest.mark.parametrize("ending", ["whole", "failed", "cancelled"])
 def test_nothing_is_left_behind(made, ending):
     plain, before = predict(made), everything(made.patcher)
     if ending == "whole":
         predict(made, EditPlan((Idle(),)))
     else:
-        with pytest.raises(RuntimeError, match="in the middle"):
-            predict(made, EditPlan((Failing(),)))
+        control, error = (Failing(), RuntimeError) if ending == "failed" else (Cancelled(), BaseException)
+        with pytest.raises(error, match="in the middle" if ending == "failed" else ""):
+            predict(made, EditPlan((control,)))
     assert everything(made.patcher) == before
     assert torch.equal(predict(made), plain)
 

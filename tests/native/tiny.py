@@ -383,10 +383,16 @@ class Made:
         return [[_random((1, length, width), seed), extra]]
 
 
-def make(name: str, dtype: torch.dtype = torch.float32, manual: torch.dtype | None = None, seed: int = 0) -> Made:
-    """Random weights, as core's loader makes them: in inference mode, which autograd does not like."""
+def make(
+    name: str, dtype: torch.dtype = torch.float32, manual: torch.dtype | None = None, seed: int = 0, layers: int = 0
+) -> Made:
+    """Random weights, as core's loader makes them: in inference mode, which autograd does not like.
+
+    Args:
+        layers: blocks, of a network whose configuration has `num_layers`; 0: as many as it says.
+    """
     family = FAMILIES[name]
-    kind = getattr(models, family.kind)(dict(family.config))
+    kind = getattr(models, family.kind)(family.config | ({"num_layers": layers} if layers else {}))
     kind.set_inference_dtype(dtype, manual)
     with torch.inference_mode():
         model = kind.get_model(family.state, "", device="cpu")
