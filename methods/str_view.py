@@ -81,7 +81,8 @@ def score_heat(
         return read_calls(partial(evaluate_with, predict), evaluation, PLAIN, SOURCE, layers)
 
     reserve = denoiser.bytes(1, len(latents), tuple(latents.shape[-2:]))
-    calls = denoiser.session([trajectory.prompt], trajectory.at(0), schedule, body, reserve=reserve)
+    told = {"reserve": reserve, "beside": trajectory.beside}
+    calls = denoiser.session([trajectory.prompt], trajectory.at(0), schedule, body, **told)
     frames, _, *size = latents.shape
     heat = torch.zeros(frames, 1, *size)
     for (spatial, _), pair in zip(pairs, paired(pairs, calls)):
