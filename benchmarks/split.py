@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
-from ..engine.call import Call, Evaluation, Run
+from ..engine.call import Evaluation, Run
 from ..engine.monitor import Monitor
-from ..engine.plan import PLAIN, Control, EditPlan
+from ..engine.plan import PLAIN, EditPlan
 from ..engine.ports import Denoiser, Predict
 from ..engine.probe import read_calls
 from ..engine.schedule import Schedule
@@ -31,6 +31,8 @@ PRODUCTS = (
     "mm", "addmm", "bmm", "baddbmm", "baddbmm_", "convolution", "convolution_backward", "_softmax", "_safe_softmax",
     "_softmax_backward_data",
 )  # fmt: skip
+# What a formula looks for or takes out of a list: COVE's matching, TokenFlow's neighbours.
+SEARCHES = ("max", "argmax", "sort", "topk", "index_select", "gather", "scatter_add")
 TRIES = 0.05  # seconds that one thing is tried again and again for
 
 
@@ -81,7 +83,7 @@ class Products(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
-        if name in PRODUCTS or "scaled_dot_product" in name:
+        if name in PRODUCTS + SEARCHES or "scaled_dot_product" in name:
             flat, form = tree_flatten((args, kwargs or {}))
             given = tuple(Meta.of(x) if isinstance(x, Tensor) else _hashable(x) for x in flat)
             self.count[Product(func, given, form, _flops(func, name, args, kwargs or {}, out))] += 1
