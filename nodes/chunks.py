@@ -68,7 +68,7 @@ class WeftChunkStamp(io.ComfyNode):
         return io.Schema(
             node_id="WeftChunkStamp",
             display_name="Chunk Stamp (Weft)",
-            category="Weft/chunks",
+            category="Weft/sample",
             description="Marks an edited part with its number, so that Chunk Merge can prove that all of them came.",
             inputs=[
                 io.Image.Input("images", tooltip="The edited part, from Decode Frames."),
