@@ -232,7 +232,7 @@ def test_a_full_disk_does_not_cost_the_adapted_model(tiny_instruct, tmp_path, mo
 
 def test_an_adapter_of_another_rank_than_it_says_is_refused_before_its_layers_are_made(tiny_instruct, tmp_path):
     _, adapter, _ = adapt(tiny_instruct, push, rank=2)
-    none = "not of the rank that it says|is not a whole safetensors file"  # the second by safetensors 0.4.2, which reads no empty file
+    none = "not of the rank that it says|is not a whole safetensors file"  # safetensors 0.4.2 reads no empty file
     for weights, why in ((adapter.weights, "not of the rank that it says"), ({}, none)):
         path = save_adapter(replace(adapter, weights=weights, rank=10**12), tmp_path / "huge.safetensors")
         with pytest.raises(ValueError, match=why):
