@@ -3,7 +3,7 @@
 // the canvas', sharp: whether for pictures}, then jobs, each done in all pages, or in the one whose number is its `only`:
 //   {build: columns of graphs.py} -> {workflow, api}
 //   {drop: workflow, name} -> {missing, api, overlaps, spilled, bytes}
-//   {run: {input: value}} -> {overlaps, spilled}: of what was dropped last, with these values, by its Run button
+//   {run: {input: value}} -> {overlaps, spilled, bytes}: of what was dropped last, with these values, by its Run button
 //   {act: [[verb, ...], ...]} -> {seen: what each "read" saw}: by mouse and keys on a node's widget, see VERBS
 //   {help: type of a node in the graph} -> {text, missed: what was asked for and is not there, wide: what sticks out,
 //     pictures: their widths}
@@ -110,7 +110,8 @@ async function run(page, { run: values }) {
   const button = page.locator('[data-testid="queue-button"]').first();
   // A fading mask may lie over it.
   await finished(page, () => button.evaluate((e) => (e.querySelector("button") ?? e).click()));
-  return settled(page);
+  const bytes = await page.evaluate(() => JSON.stringify(window.app.graph.serialize()).length);
+  return { bytes, ...(await settled(page)) };
 }
 
 // Waits for the end of a run that `start` begins.
@@ -144,12 +145,17 @@ const VERBS = {
     await page.mouse.move(...(await placeOf(page, title, x2, y2)), { steps: 5 });
     await page.mouse.up();
   },
+  press: async (page, title, selector, x = 0.5, y = 0.5) => page.mouse.click(...(await placeOf(page, title, x, y, selector))),
   key: (page, key) => page.keyboard.press(key),
+  clickRun: async (page, title, x, y) => {
+    const place = await placeOf(page, title, x, y);
+    await finished(page, () => page.mouse.click(...place));
+  },
   run: (page) => finished(page, () => page.evaluate(() => void window.app.queuePrompt(0, 1))),
   runBy: (page, key) => finished(page, () => page.keyboard.press(key)),
   until: (page, expression) => page.waitForFunction(expression, null, { timeout: 240000 }),
   wait: (page, seconds) => page.waitForTimeout(1000 * seconds),
-  reopen: (page) => page.evaluate(() => window.app.loadGraphData(window.app.graph.serialize())),
+  reopen: (page) => page.evaluate(() => window.app.loadGraphData(JSON.parse(JSON.stringify(window.app.graph.serialize())))),
   read: (page, expression) => page.evaluate(expression),
 };
 
@@ -162,14 +168,14 @@ async function act(page, { act: steps }) {
   return { seen };
 }
 
-async function placeOf(page, title, x, y) {
-  const canvas = (title) => {
+async function placeOf(page, title, x, y, selector = "canvas") {
+  const found = ([title, selector]) => {
     const { graph, canvas } = window.app, node = graph._nodes.find((n) => n.title === title);
     Object.assign(canvas.ds, { scale: 0.8, offset: [300 - node.pos[0], 200 - node.pos[1]] });
     canvas.setDirty(true, true);
-    return node.widgets.find((w) => w.name === "weft_view").element.querySelector("canvas");
+    return node.widgets.find((w) => w.name === "weft_view").element.querySelector(selector);
   };
-  const handle = await page.evaluateHandle(canvas, title);
+  const handle = await page.evaluateHandle(found, [title, selector]);
   await page.waitForTimeout(400); // until the widget has followed
   const { left, top, width, height } = await handle.evaluate((e) => e.getBoundingClientRect().toJSON());
   return [left + x * width, top + y * height];
