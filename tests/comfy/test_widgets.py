@@ -181,7 +181,7 @@ def seen(pages, request):
     """{what was done: what the page then held}."""
     only = {"only": MODES.index(request.param)}
     pages.do({"build": GRAPH, **only})
-    ((core, ours),) = pages.do({"act": [["wait", 2], ["read", DRAWN]], **only})[0]["seen"]
+    ((core, ours),) = pages.do({"act": [["view", "Click"], ["wait", 2], ["read", DRAWN]], **only})[0]["seen"]
     if not core:
         pytest.skip(
             "NOT TESTED: Vue nodes of this frontend draw no widget that is an element, ComfyUI's own neither (seen now)"
