@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.autograd import ordinary, plain_torch
+from ..engine.beside import parts_of
 from ..engine.call import Evaluation, Run
 from ..engine.correspondence import Correspondence
 from ..engine.evaluate import evaluate_with
@@ -80,7 +81,8 @@ def correspondence(
     if noise not in get_args(Noise):
         raise ValueError(f"no noise '{noise}': want one of {', '.join(get_args(Noise))}")
     denoiser, prompt = backbone.denoiser, backbone.text.embed("")
-    clean = backbone.codec.scale(ordinary(latents)).to(denoiser.device, torch.float32)
+    picture, _ = parts_of(backbone, latents)
+    clean = backbone.codec.scale(ordinary(picture)).to(denoiser.device, torch.float32)
     if len(clean) < 2:
         raise ValueError(f"matching wants a clip of at least 2 frames, got {len(clean)}")
     block = decoder_stage(denoiser, up_block)

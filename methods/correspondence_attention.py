@@ -128,9 +128,9 @@ class CorrespondenceAttention(Control):
         """The lists of the frames that a call has, made once a run."""
         key = self, octaves, device, call.frames
         if key not in call.run.kept:
-            made = all_lists(self.found, octaves, device, call.frames)
+            made = all_lists(self.found, octaves, among=call.frames)
             made = side_by_side(made, self.found.top_k) if self.merge_ratio and self.merging == "pairs" else made
-            call.run.kept[key] = Lists(made.flatten(0, 1), made.shape[0] * made.shape[1])
+            call.run.kept[key] = Lists(made.flatten(0, 1), made.shape[0] * made.shape[1]).to(device)
         return call.run.kept[key]
 
 

@@ -170,7 +170,8 @@ def _layer_heat(backbone, trajectory, point, level, levels, neighbours) -> Itera
         return read_calls(partial(evaluate_with, predict), evaluation, PLAIN, SOURCE, layers)
 
     reserve = denoiser.bytes(1, len(latents), tuple(latents.shape[-2:]))
-    calls = denoiser.session([trajectory.prompt], trajectory.at(0), schedule, body, reserve=reserve)
+    told = {"reserve": reserve, "beside": trajectory.beside}
+    calls = denoiser.session([trajectory.prompt], trajectory.at(0), schedule, body, **told)
     frames, _, *size = latents.shape
     for (spatial, _), pair in zip(pairs, paired(pairs, calls)):
         _, rows, columns = denoiser.grid(spatial, latents.shape)

@@ -92,7 +92,8 @@ class WeftPreviewCorrespondence(io.ComfyNode):
                 io.String.Input(
                     "points",
                     default="0.5 0.5",
-                    tooltip="One or more points as x y; x y. 0 0 is the top left corner, 1 1 the bottom right.",
+                    tooltip='In pixels, as [{"x": 32, "y": 20}]: a click into the picture writes it. Shares of width '
+                    "and height, as 0.5 0.5; 0.25 0.75, are read too.",
                 ),
                 io.Int.Input("frame", default=0, min=0, max=2**15, tooltip="The frame that the points are in."),
             ],

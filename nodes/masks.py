@@ -98,7 +98,8 @@ class WeftSAMMask(io.ComfyNode):
                     "positive",
                     default="",
                     multiline=True,
-                    tooltip="Points on the thing: 'x,y' in pixels, several separated by ';'. '5: 30,18' is at frame 5.",
+                    tooltip='Points on the thing, in pixels, as [{"x": 32, "y": 20}]: clicks into the picture write '
+                    "them. 'x,y; x,y' and, at frame 5, '5: x,y' are read too.",
                 ),
                 io.String.Input(
                     "negative",

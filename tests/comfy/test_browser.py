@@ -80,10 +80,14 @@ def test_the_workflows_that_can_run_here_do():
 def test_help_page_shows(pages):
     canvas = {"only": MODES.index("canvas")}
     pages.do({"drop": json.loads((FOLDER / f"{DEMO}.json").read_text()), "name": DEMO, **canvas})
-    ((text,),) = [answer.values() for answer in pages.do({"help": HELP, **canvas})]
+    (page,) = pages.do({"help": HELP, **canvas})
+    text = page["text"]
     assert text.startswith(schemas()[HELP].display_name.removesuffix(" (Weft)"))
     assert all(slot.name in text for slot in schemas()[HELP].inputs)
     assert not {"|", "**"} & set(text.split()), "Markdown was not drawn"
+    assert (page["missed"], page["wide"]) == ([], [])
+    assert all(page["pictures"]), "a picture was not loaded"
+    assert len(page["pictures"]) == 1
 
 
 @pytest.mark.parametrize("mode", MODES)

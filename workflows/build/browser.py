@@ -66,8 +66,11 @@ class Pages:
 
 
 @contextmanager
-def open_pages(url: str, vue: Sequence[bool] = (False,)) -> Iterator[Pages]:
+def open_pages(url: str, vue: Sequence[bool] = (False,), sharp: bool = False) -> Iterator[Pages]:
     """Opens ComfyUI at `url` in one page for each of `vue`: whether nodes are elements of the page, or on the canvas.
+
+    Args:
+        sharp: a pixel of the page is four, and nothing of the page lies over the graph, for pictures.
 
     Raises:
         RuntimeError: a page did not open; the message is the browser's.
@@ -77,15 +80,15 @@ def open_pages(url: str, vue: Sequence[bool] = (False,)) -> Iterator[Pages]:
         with subprocess.Popen(["node", PAGE], text=True, env=_environment(), **pipes) as process:
             pages = Pages(process, complaints)
             try:
-                pages.do({"url": url, "chromium": _chromium(), "vue": list(vue)})
+                pages.do({"url": url, "chromium": _chromium(), "vue": list(vue), "sharp": sharp})
                 yield pages
             finally:
                 process.stdin.close()  # which closes the browser
 
 
-def visit(url: str, jobs: Iterable[dict[str, Any]]) -> list[Any]:
+def visit(url: str, jobs: Iterable[dict[str, Any]], sharp: bool = False) -> list[Any]:
     """Opens ComfyUI at `url`, does the jobs in one page and returns their answers. RuntimeError as in `Pages.do`."""
-    with open_pages(url) as pages:
+    with open_pages(url, sharp=sharp) as pages:
         return [answer for job in jobs for answer in pages.do(job)]
 
 

@@ -1,11 +1,13 @@
 // The browser half of the build and of the browser tests: opens ComfyUI's real frontend and does jobs there.
 // stdin, a JSON a line: first {url, chromium, vue: for each page to open, whether nodes are elements of the page (Vue) or
-// the canvas'}, then jobs, each done in all pages, or in the one whose number is its `only`:
+// the canvas', sharp: whether for pictures}, then jobs, each done in all pages, or in the one whose number is its `only`:
 //   {build: columns of graphs.py} -> {workflow, api}
 //   {drop: workflow, name} -> {missing, api, overlaps, spilled, bytes}
 //   {run: {input: value}} -> {overlaps, spilled, bytes}: of what was dropped last, with these values, by its Run button
 //   {act: [[verb, ...], ...]} -> {seen: what each "read" saw}: by mouse and keys on a node's widget, see VERBS
-//   {help: type of a node in the graph} -> {text}
+//   {help: type of a node in the graph} -> {text, missed: what was asked for and is not there, wide: what sticks out,
+//     pictures: their widths}
+//   {picture: title of a node, or null for the graph, path} -> null: a screenshot of it
 //   {screenshot: path} -> null: the whole graph
 //   {errors: true} -> what the page complained of so far: [{text, from}]
 // stdout, a line each: {answers: one a page}, in the order of the jobs, or {error}; the first says that all are open.
@@ -15,6 +17,7 @@ const { createInterface } = require("readline");
 
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
 const SETTINGS = { "Comfy.TutorialCompleted": true, "Comfy.Locale": "en", "Comfy.UseNewMenu": "Top" }; // whatever the user has
+const BARE = { "Comfy.Minimap.Visible": false, "Comfy.Graph.CanvasMenu": false }; // nothing lies over a picture
 
 // Runs in the page. Widgets, slots and heights are the frontend's own; we choose only titles, values and columns.
 // Room is left for what a node becomes: with its pictures, and as a Vue node, which is taller in every frontend.
@@ -227,7 +230,43 @@ async function help(page, { help: type }) {
   await button.dispatchEvent("click");
   const text = page.locator(".node-help-content");
   await text.locator("h1").waitFor({ timeout: 240000 }); // the panel opens empty
-  return { text: await text.innerText() };
+  await page.waitForFunction(() => [...document.querySelectorAll(".node-help-content img")].every((i) => i.complete));
+  const wide = await text.evaluate((e) => {
+    const right = (each) => each.getBoundingClientRect().right;
+    return [...e.querySelectorAll("*")].filter((each) => right(each) > right(e) + 1).map((each) => each.textContent);
+  });
+  const pictures = await text.locator("img").evaluateAll((found) => found.map((i) => i.naturalWidth));
+  const missed = page.complaints.map((c) => c.from ?? "").filter((from) => from.includes("/docs/"));
+  return { text: await text.innerText(), missed, wide, pictures };
+}
+
+async function picture(page, { picture: title, path }) {
+  const box = await page.evaluate(framed, title);
+  await page.waitForTimeout(1500); // until widgets have followed, and pictures have come
+  const { left, top } = await page.locator("#graph-canvas").evaluate((e) => e.getBoundingClientRect().toJSON());
+  await page.screenshot({ path, clip: { ...box, x: left + box.x, y: top + box.y } });
+  return null;
+}
+
+// Runs in the page: brings a node, as narrow as a help page, or the whole graph into view, and says where that is.
+function framed(title) {
+  const NARROW = 330, RIM = 10, SHOWN = 200, X = 150, Y = 150, TITLE = LiteGraph.NODE_TITLE_HEIGHT;
+  const { graph, canvas } = window.app, nodes = graph._nodes;
+  canvas.deselectAll?.();
+  if (title === null) {
+    const [width, height] = [1400, 700], ends = (i) => nodes.map((n) => n.pos[i] + n.size[i]);
+    const [left, top] = [0, 1].map((i) => Math.min(...nodes.map((n) => n.pos[i])) - 80);
+    const scale = Math.min(width / (Math.max(...ends(0)) + 80 - left), height / (Math.max(...ends(1)) + 80 - top));
+    Object.assign(canvas.ds, { scale, offset: [X / scale - left, Y / scale - top] });
+    canvas.setDirty(true, true);
+    return { x: X, y: Y, width, height };
+  }
+  const node = nodes.find((n) => n.title === title);
+  for (const group of [...graph._groups]) graph.remove(group);
+  node.setSize([NARROW, node.computeSize()[1] + (node.imgs?.length ? SHOWN : 0)]);
+  Object.assign(canvas.ds, { scale: 1, offset: [X - node.pos[0], Y - node.pos[1]] });
+  canvas.setDirty(true, true);
+  return { x: X - RIM, y: Y - TITLE - RIM, width: NARROW + 2 * RIM, height: node.size[1] + TITLE + 2 * RIM };
 }
 
 // Runs in the page: brings a node of this type into view and says where its title is.
@@ -248,7 +287,7 @@ async function screenshot(page, { screenshot: path }) {
   return null;
 }
 
-const JOBS = { drop, run, act, help, screenshot, build: (page, job) => page.evaluate(build, job.build), errors: (page) => page.complaints };
+const JOBS = { drop, run, act, help, picture, screenshot, build: (page, job) => page.evaluate(build, job.build), errors: (page) => page.complaints };
 const ONE_BY_ONE = ["run", "act"]; // the second page's run is answered from what the first's has left
 
 async function answers(all, job) {
@@ -260,8 +299,9 @@ async function answers(all, job) {
   return found;
 }
 
-async function open(browser, url, vue) {
-  const context = await browser.newContext({ viewport: { width: 1600, height: 950 } }); // a window of its own
+async function open(browser, url, vue, sharp) {
+  const shape = { viewport: { width: 1600, height: sharp ? 1300 : 950 }, deviceScaleFactor: sharp ? 2 : 1 };
+  const context = await browser.newContext(shape); // a window of its own
   const page = await context.newPage();
   Object.assign(page, { complaints: [], loading: new Set() });
   const complain = (text, from) => page.complaints.push({ text, from });
@@ -269,7 +309,7 @@ async function open(browser, url, vue) {
   page.on("pageerror", (error) => complain(error.message, error.stack));
   page.on("request", (request) => request.resourceType() === "image" && page.loading.add(request));
   for (const end of ["requestfinished", "requestfailed"]) page.on(end, (request) => page.loading.delete(request));
-  const settings = { ...SETTINGS, "Comfy.VueNodes.Enabled": vue };
+  const settings = { ...SETTINGS, ...(sharp ? BARE : {}), "Comfy.VueNodes.Enabled": vue };
   await page.route("**/api/settings", (route) =>
     route.request().method() === "GET" ? route.fulfill({ json: settings }) : route.fulfill({ json: {} }),
   );
@@ -282,10 +322,10 @@ async function open(browser, url, vue) {
 async function main() {
   const say = (told) => process.stdout.write(`${JSON.stringify(told)}\n`);
   const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-  const { url, chromium: executablePath, vue } = JSON.parse((await lines.next()).value);
+  const { url, chromium: executablePath, vue, sharp } = JSON.parse((await lines.next()).value);
   const browser = await chromium.launch({ executablePath, headless: true, args: FLAGS });
   try {
-    const pages = await Promise.all(vue.map((each) => open(browser, url, each)));
+    const pages = await Promise.all(vue.map((each) => open(browser, url, each, sharp)));
     say({ answers: [] });
     for await (const line of lines) {
       try {
