@@ -82,9 +82,10 @@ def load_trajectory(path: Path, backbone: Backbone, prompt: Prompt) -> Trajector
         held = {name: tensors[name].float() for name in (*parts, BESIDE) if name in tensors}
         known = {"prompt": prompt, "convention": told["weft_convention"], "model": told["weft_model"]}
         trajectory = made(**held, schedule=schedule, **known)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"'{path.name}' is not a whole trajectory ({error}): make it again") from error
-    backbone.codec.unscale(backbone.codec.scale(trajectory.at(0)))  # refuses latents of another shape
+        backbone.codec.unscale(backbone.codec.scale(trajectory.at(0)))  # refuses latents of another shape
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(f"'{path.name}' is not a whole trajectory ({told}): make it again") from error
     return trajectory
 
 
