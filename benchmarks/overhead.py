@@ -236,8 +236,8 @@ def main() -> None:
 def header() -> str:
     return """# What the methods cost beyond the arithmetic they need
 
-{date}, commit {commit}, `python -m weft.benchmarks.overhead`, {cpu}, one thread, torch {torch}; a product of 1024 x 1024
-matrices ran at {rate:.0f} GFLOP/s.
+{date}, commit {commit}, `python -m weft.benchmarks.overhead`, {cpu}, one thread, torch {torch}; a product of 1024 x
+1024 matrices ran at {rate:.0f} GFLOP/s.
 """.format(**origin(), cpu=cpu_name(), torch=torch.__version__, rate=matrix_rate() / 1e9)
 
 

@@ -5,6 +5,7 @@ One process can hold one ComfyUI: the first that is found. `tests/comfy/test_tre
 
 import importlib.util
 import logging
+import os
 import sys
 
 import pytest
@@ -32,7 +33,7 @@ def _ready() -> bool:
         sys.path.insert(0, str(TREE))
         import comfy.cli_args
 
-        comfy.cli_args.args.cpu = True
+        comfy.cli_args.args.cpu = os.environ.get("WEFT_NATIVE_DEVICE", "cpu") == "cpu"
         level = logging.getLogger().level
         import comfy.model_management
 
