@@ -230,7 +230,7 @@ def main() -> None:
         products = {product for method in stage.methods for product, count in method.own.items() if count}
         lines += ["", *stage.lines({product: product.seconds() for product in products})]
         print("\n".join(lines[-len(stage.methods) - 5 :]), file=sys.stderr, flush=True)
-    options.out.write_text("\n".join([header(), *lines]) + "\n")
+        options.out.write_text("\n".join([header(), *lines]) + "\n")
 
 
 def header() -> str:
