@@ -86,12 +86,10 @@ def with_adapter(backbone: Backbone, adapter: Adapter) -> Backbone:
             f"this adapter was trained on another model than '{backbone.name}' (fingerprint {adapter.model}, got "
             f"{backbone.denoiser.fingerprint}): connect the model it was trained on, or train one on this model"
         )
-    adapted = _with_layers(backbone, adapter.rank)
-    own = {name: p for name, p in adapted.denoiser.network.named_parameters() if "lora_" in name}
-    if {n: p.shape for n, p in own.items()} != {n: w.shape for n, w in adapter.weights.items()}:
-        raise ValueError(f"the adapter has not the layers of '{backbone.name}': is its file whole?")
-    for name, parameter in own.items():
-        parameter.data.copy_(adapter.weights[name])
+    adapted = _with_layers(backbone, adapter.rank, held=adapter.weights)
+    for name, parameter in adapted.denoiser.network.named_parameters():
+        if "lora_" in name:
+            parameter.data.copy_(adapter.weights[name])
     return _finished(adapted, adapter)
 
 
@@ -135,13 +133,37 @@ def load_adapter(path: Path) -> Adapter:
     return Adapter(weights, int(told["weft_rank"]), told["weft_model"], told.get("weft_about", ""))
 
 
-def _with_layers(backbone: Backbone, rank: int, seed: int = 0) -> Backbone:
-    """A new model with fresh low-rank layers, the only weights of it that can be trained."""
+def _with_layers(backbone: Backbone, rank: int, seed: int = 0, held: Mapping[str, Tensor] | None = None) -> Backbone:
+    """A new model with fresh low-rank layers, the only weights of it that can be trained.
+
+    Args:
+        held: weights of a file, which must be of just these layers: nothing is made before that is known.
+    """
+    require_adaptable(backbone, rank)
+    from peft import LoraConfig, inject_adapter_in_model
+
+    # Other parameters around the same numbers: when one network is moved, the other stays where it is.
+    same = {
+        id(p): nn.Parameter(ordinary(p.detach()), requires_grad=False) for p in backbone.denoiser.network.parameters()
+    }
+    denoiser = copy(backbone.denoiser)
+    denoiser.network = deepcopy(denoiser.network, same)
+    with torch.device("meta"):  # peft would draw from everybody's random numbers, and take the network's dtype
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), denoiser.network)
+    own = {name: p.shape for name, p in denoiser.network.named_parameters() if "lora_" in name}
+    if held is not None and own != {name: weight.shape for name, weight in held.items()}:
+        raise ValueError(f"the adapter has not the layers of '{backbone.name}': is its file whole?")
+    _start(denoiser.network, torch.Generator().manual_seed(seed))
+    denoiser.memory = denoiser.memory.branch(denoiser.network)
+    return replace(backbone, denoiser=denoiser)
+
+
+def require_adaptable(backbone: Backbone, rank: int) -> None:
+    """ValueError for a model that can have no adapter of this rank."""
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        import peft  # noqa: F401
     except ImportError as error:
         raise ValueError(f"adapters need the package peft ({error}): pip install peft") from error
-
     if rank < 1:
         raise ValueError(f"want a rank of 1 or more, got {rank}")
     if not hasattr(backbone.denoiser, "network"):
@@ -151,17 +173,6 @@ def _with_layers(backbone: Backbone, rank: int, seed: int = 0) -> Backbone:
         )
     if any("lora_" in name for name, _ in backbone.denoiser.network.named_parameters()):
         raise ValueError(f"'{backbone.name}' has an adapter already: start from the model it was made from")
-    # Other parameters around the same numbers: when one network is moved, the other stays where it is.
-    same = {
-        id(p): nn.Parameter(ordinary(p.detach()), requires_grad=False) for p in backbone.denoiser.network.parameters()
-    }
-    denoiser = copy(backbone.denoiser)
-    denoiser.network = deepcopy(denoiser.network, same)
-    with torch.device("meta"):  # peft would draw from everybody's random numbers, and take the network's dtype
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), denoiser.network)
-    _start(denoiser.network, torch.Generator().manual_seed(seed))
-    denoiser.memory = denoiser.memory.branch(denoiser.network)
-    return replace(backbone, denoiser=denoiser)
 
 
 def _start(network: nn.Module, generator: torch.Generator) -> None:

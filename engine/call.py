@@ -234,3 +234,8 @@ def _places(at: list[int]) -> slice | list[int]:
 
 def _names(rows: Sequence[Row]) -> str:
     return ", ".join(map(str, rows)) or "none"
+
+
+def joined_rows(rows: Sequence[Row], parts: Mapping[Row, Tensor]) -> Tensor:
+    """[R, ...] in the order of `rows`, from one tensor [1, ...] a row."""
+    return torch.cat([parts[row] for row in rows])

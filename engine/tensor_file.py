@@ -60,6 +60,8 @@ def read_tensors(path: Path, what: str = "file") -> tuple[dict[str, Tensor], dic
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.exists() and not path.is_file():
+        raise ValueError(f"'{path.name}' is no file but a folder or a pipe: there is no {what} in it")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -23,6 +23,7 @@ from typing import Any
 from .connection import LOCAL, TIMEOUT, Interrupted, Listen, Refused, Result, Server, WorkflowError
 from .distributed import run_distributed
 from .graph import Graph, changed, read_graph
+from .parts import merged, one_part, read_part
 from .progress import Progress
 
 __all__ = ["LOCAL", "Interrupted", "Refused", "Result", "Server", "WorkflowError", "run_workflow"]
@@ -95,10 +96,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--distributed", action="store_true", help="on all workers of ComfyUI-Distributed that the server reaches, too"
     )
+    parser.add_argument("--part", metavar="K/N", help="edit and save only part K of N, from 0, of a workflow in chunks")
+    parser.add_argument("--merge", type=int, metavar="N", help="put N saved parts together in place of the edit")
+    parser.add_argument("--name", help="of the files of --part and --merge (default: the workflow's)")
     options = parser.parse_args(arguments)
+    if (options.part is not None) + (options.merge is not None) + options.distributed > 1:
+        parser.error("--part, --merge and --distributed are three ways: choose one")
     changes = dict(item.split("=", 1) if "=" in item else parser.error(f"no '=' in {item}") for item in options.set)
     try:
-        graph = read_graph(options.workflow)
+        graph, name = read_graph(options.workflow), options.name or options.workflow.stem
+        if options.part is not None:
+            graph = one_part(graph, *read_part(options.part), name)
+        elif options.merge is not None:
+            graph = merged(graph, options.merge, name)
         show = Progress(graph)
         result = run_workflow(
             options.server, graph, changes, options.upload, show, options.timeout, options.distributed

@@ -78,12 +78,14 @@ class CorrespondenceAttention(Control):
     def needs(self) -> Needs:
         return Needs(all_frames=True)
 
-    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+    def fits(self, model: Model) -> None:
         if self.found.model != model.fingerprint:
             raise ValueError(
                 f"the correspondence was found with another model (fingerprint {self.found.model}) than "
                 f"'{model.name}' ({model.fingerprint}), which is to edit: make it with that one"
             )
+
+    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
         there = [p for p in (*model.sites, *model.blocks) if p.level == self.found.level]
         if there:
             frames, *grid = model.grid(there[0], trajectory.shape)

@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.call import Attend, Call, Evaluation, Run
-from ..engine.plan import Control, Needs, Slot, joined_rows
+from ..engine.call import Attend, Call, Evaluation, Run, joined_rows
+from ..engine.plan import Control, Needs, Slot
 from ..engine.source import Trajectory
 from ..engine.words import SOURCE, Model, Prompt, Row
 from . import words as text
@@ -128,9 +128,11 @@ class FateZero(Control):
         own = self.key_frames == "own"
         return Needs(source=True, all_frames=not own, keys="own" if own else "frames")
 
-    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+    def fits(self, model: Model) -> None:
         if not {"spatial", "cross"} <= {site.kind for site in model.sites}:
             raise ValueError(f"FateZero wants self- and cross-attention, and '{model.name}' does not have both")
+
+    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
         for word in self.words:
             text.positions(trajectory.prompt, word)
         if target is not None:

@@ -29,8 +29,7 @@ from torch import Tensor
 
 from ..engine.call import Call
 from ..engine.plan import Control, Step
-from ..engine.source import Trajectory
-from ..engine.words import Model, Prompt, Site
+from ..engine.words import Model, Site
 from ..kernels import map_distance, reduce_rows, str_rows
 from .str_direct import direct_rows
 
@@ -99,7 +98,7 @@ class STRLatentOptimizer(Control):
     def bytes(self, model: Model, rows: int, frames: int, size: tuple[int, int]) -> int:
         return model.bytes(1, frames, size, grad=True)
 
-    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+    def fits(self, model: Model) -> None:
         site_pairs(model, self.levels)
 
     def before_step(self, step: Step) -> Tensor:

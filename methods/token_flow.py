@@ -24,8 +24,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..engine.call import Attend, Call, Evaluation
-from ..engine.plan import Control, EditPlan, Needs, Slot, joined_rows
+from ..engine.call import Attend, Call, Evaluation, joined_rows
+from ..engine.plan import Control, EditPlan, Needs, Slot
 from ..engine.seeds import generator_for
 from ..kernels import Pairs, nearest
 from .injection import FeatureInjection

@@ -31,7 +31,7 @@ NODES = {  # module -> nodes in it
     "clip": ("WeftLoadCLIP",),
     "adaptation": ("WeftEditCandidates", "WeftTestTimeAdaptation", "WeftLoadAdapter"),
     "gather_swap": ("WeftGatherSwapAttention",),
-    "chunks": ("WeftChunkPlan", "WeftChunkSelect", "WeftChunkStamp", "WeftChunkMerge"),
+    "chunks": ("WeftChunkPlan", "WeftChunkSelect", "WeftChunkStamp", "WeftChunkMerge", "WeftSavePart", "WeftLoadParts"),
     "sampling": ("WeftEditSampler",),
     "coupled_flow": ("WeftCoupledEdit",),
     "masks": ("WeftLoadSAM", "WeftSAMMask", "WeftTextToBoxes", "WeftTrackMask"),

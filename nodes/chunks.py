@@ -1,10 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..methods import chunk_stamp
+from ..backbones.files import stamp, walk
+from ..engine.tensor_file import in_units
+from ..methods import chunk_files, chunk_stamp
 from ..methods import chunks as cut
 from . import sockets
+from .menus import file_for
+
+PARTS = "weft_parts"  # of ComfyUI's output
+
+
+def part_files(name: str) -> list[Path]:
+    """The parts saved under a name, in the output folder or uploaded into the input folder; one of each name."""
+    places = Path(folder_paths.get_output_directory(), PARTS), Path(folder_paths.get_input_directory())
+    files = [file for place in places for file in walk(place) if chunk_files.is_part(file.name, name.strip())]
+    return list({file.name: file for file in reversed(files)}.values())[::-1]
 
 
 class WeftChunkPlan(io.ComfyNode):
@@ -68,7 +83,7 @@ class WeftChunkStamp(io.ComfyNode):
         return io.Schema(
             node_id="WeftChunkStamp",
             display_name="Chunk Stamp (Weft)",
-            category="Weft/chunks",
+            category="Weft/sample",
             description="Marks an edited part with its number, so that Chunk Merge can prove that all of them came.",
             inputs=[
                 io.Image.Input("images", tooltip="The edited part, from Decode Frames."),
@@ -109,3 +124,63 @@ class WeftChunkMerge(io.ComfyNode):
     @classmethod
     def execute(cls, chunks, images, order=""):
         return io.NodeOutput(chunk_stamp.merge_proven(chunks, images, cut.read_order(order)))
+
+
+class WeftSavePart(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftSavePart",
+            **sockets.found_by("long video", "render farm", "slurm"),
+            display_name="Save Part (Weft)",
+            category="Weft/chunks",
+            description="Keeps an edited part in a file, losslessly, so that any scheduler can run parts and retry one.",
+            inputs=[
+                io.Image.Input("images", tooltip="The edited part, from Decode Frames."),
+                sockets.Chunk.Input("chunk", tooltip="Which part it is, from Chunk Select."),
+                io.String.Input(
+                    "name",
+                    default="clip",
+                    tooltip="Of the files in output/weft_parts, the same for all parts. A part that is there is replaced.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="Its name and size.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images, chunk, name):
+        folder = file_for(name, folder=PARTS).parent  # refuses what is no name
+        file, size = chunk_files.save_part(images, chunk, folder, name.strip())
+        told = f"{file.name}, {in_units(size)}"
+        named = {"filename": file.name, "subfolder": PARTS, "type": "output"}
+        return io.NodeOutput(told, ui={"weft_parts": [named], "text": [told]})
+
+
+class WeftLoadParts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WeftLoadParts",
+            **sockets.found_by("long video", "render farm", "slurm"),
+            display_name="Load Parts (Weft)",
+            category="Weft/chunks",
+            description="Puts the parts that Save Part wrote together to one clip, and proves that all of them are there.",
+            inputs=[
+                sockets.Chunks.Input("chunks", tooltip="From Chunk Plan: the plan by which the parts were made."),
+                io.String.Input(
+                    "name",
+                    default="clip",
+                    tooltip="The name given to Save Part. Files are looked for in output/weft_parts and in input.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images", tooltip="The whole clip.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name, **_):
+        return [stamp(file) for file in part_files(name)] if isinstance(name, str) else None
+
+    @classmethod
+    def execute(cls, chunks, name):
+        return io.NodeOutput(chunk_files.merge_files(chunks, part_files(name)))

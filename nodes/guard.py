@@ -23,6 +23,7 @@ from ..engine.words import require_text
 from ..methods.chunks import Chunk, ChunkPlan
 
 LONGEST = 2000  # characters of a message
+SCREEN = 600  # of a refusal
 SHORT = 60  # characters of a value in a message
 LITERALS = (str, int, float, list, tuple, dict)  # what a prompt can hold in place of a wire
 CARRIED = {  # socket -> what it carries, where one class says it
@@ -66,6 +67,11 @@ class LazyGuard(io.ComfyNode):
 def _printable_errors() -> Iterator[None]:
     try:
         yield
+    except ValueError as error:  # what we refuse: one line that fits a screen, whatever text it repeats
+        told = clipped(" ".join(printable(str(error)).splitlines()))
+        if told == str(error) and (said := "".join(traceback.format_exception(error))) == printable(said):
+            raise
+        raise ValueError(told) from None
     except Exception as error:
         if (said := "".join(traceback.format_exception(error))) == printable(said):
             raise
@@ -75,6 +81,11 @@ def _printable_errors() -> Iterator[None]:
 def printable(text: str) -> str:
     """The text with what no screen shows, and no file takes, written as an escape."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def clipped(text: str) -> str:
+    """The text without its middle, where it is long: what was wrong comes first, and what to do last."""
+    return text if len(text) <= SCREEN else f"{text[: SCREEN // 2]} ... {text[5 - SCREEN // 2 :]}"
 
 
 def short(text: str, longest: int = SHORT) -> str:

@@ -46,7 +46,7 @@ class WeftSaveTrajectory(io.ComfyNode):
             category="Weft/invert",
             description="Keeps an inversion on disk, to edit from it another day.",
             inputs=[
-                sockets.Trajectory.Input("trajectory", tooltip="From an inversion, or from Add Noise."),
+                sockets.Trajectory.Input("trajectory", lazy=True, tooltip="From an inversion, or from Add Noise."),
                 io.String.Input(
                     "name",
                     default="trajectory",
@@ -59,6 +59,12 @@ class WeftSaveTrajectory(io.ComfyNode):
             ],
             is_output_node=True,
         )
+
+    @classmethod
+    def check_lazy_status(cls, name, trajectory=None):
+        """Asks for the trajectory once there is a file that it can go to."""
+        file_for(name, folder=FOLDER)
+        return [] if trajectory is not None else ["trajectory"]
 
     @classmethod
     def execute(cls, trajectory, name):

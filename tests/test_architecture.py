@@ -122,6 +122,8 @@ def test_vision_takes_only_loading_and_memory_from_backbones(name):
         "backbones.files.",
         "backbones.diffusers.loading.",
         "backbones.diffusers.model_folder.",
+        "backbones.diffusers.tensor_file.",
+        "backbones.plain_words.",
     )
     assert all(module.startswith(allowed) for module in taken), taken
 

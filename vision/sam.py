@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones.diffusers.loading import DTYPES
+from ..backbones.diffusers.tensor_file import read_tensors
 from ..backbones.memory import Memory, PlainMemory
+from ..backbones.plain_words import in_plain_words
 from .ports import Candidates, Prompts, Segmenter
 from .sam_parts import package, sam_from
 
@@ -45,11 +47,12 @@ def load_segmenter(
         from .sam2 import load_sam2
 
         return load_sam2(path, name, kind, memory)
-    weights = read_checkpoint(path)
-    try:
-        return SamSegmenter(name, sam_from(weights), kind, memory)
-    except ValueError as error:
-        raise ValueError(f"'{path.name}' {error}" if str(error).startswith("is not") else str(error)) from error
+    with in_plain_words(f"'{path.name}'"):
+        weights = read_checkpoint(path)
+        try:
+            return SamSegmenter(name, sam_from(weights), kind, memory)
+        except ValueError as error:
+            raise ValueError(f"'{path.name}' {error}" if str(error).startswith("is not") else str(error)) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -58,27 +61,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: there is no such file, it is truncated, or it is a pickle that holds more than tensors.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise ValueError(f"there is no file '{path.name}' in '{path.parent.name}'")
     if path.suffix not in CHECKPOINTS:
         raise ValueError(f"'{path.name}' is not a checkpoint: want a file that ends in {', '.join(CHECKPOINTS)}")
-    try:
-        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"'{path.name}' is not a whole safetensors file ({error}): download it again") from error
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            raise
-        raise ValueError(
-            f"'{path.name}' is truncated, or a pickle that holds more than tensors, and was not loaded: download it "
-            "again, or use a safetensors version"
-        ) from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"'{path.name}' holds no plain set of tensors, so it is not a Segment Anything checkpoint")
-    return weights
+    return read_tensors(path)
 
 
 class SamSegmenter:

@@ -135,10 +135,13 @@ def sam_from(weights: Mapping[str, Tensor]) -> nn.Module:
     architecture = Architecture.of(weights)
     with torch.device("meta"):  # nothing is drawn that the checkpoint replaces
         sam = make_sam(architecture)
-    try:
-        sam.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{NO_SAM}: {error}") from error
+    want = {name: tensor.shape for name, tensor in sam.state_dict().items()}
+    if odd := sorted(set(want) ^ set(weights)) or [name for name in want if want[name] != weights[name].shape]:
+        raise ValueError(
+            f"{NO_SAM}: of the {len(want)} tensors of one with its sizes, {len(odd)} are missing, beyond them or of "
+            f"another shape, {odd[0]} among them"
+        )
+    sam.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     return sam.requires_grad_(False)
 
 

@@ -5,8 +5,7 @@ Only safetensors are read, or `.bin` files that hold nothing but tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 from ...engine.ports import Backbone
 from ..lavie.denoiser import SCHEDULER, read_network, released_file
 from ..memory import Memory, PlainMemory
+from ..plain_words import in_plain_words
 from .assembly import DTYPES as DTYPES  # for those who offer a choice
 from .assembly import DType, Parts, dtype_of
 from .cogvideox import CogVideoX, require_diffusers, text_dtype
@@ -35,7 +35,6 @@ from .sentence_pieces import FILE, SentencePieces
 from .single_file import read_checkpoint
 
 CLIP = "CLIPTokenizer"
-LONGEST = 500  # characters of a library's own message
 
 
 @torch.inference_mode(False)
@@ -64,8 +63,9 @@ def load_backbone(
     """
     path, memory = Path(path), memory or PlainMemory()
     kind = dtype_of(dtype, memory)
-    family, parts = read_parts(path, kind, tokenizer)
-    return family.assemble(family.denoiser, name or path.name, parts, kind, memory, check)
+    with in_plain_words(f"'{path.name}'"):
+        family, parts = read_parts(path, kind, tokenizer)
+        return family.assemble(family.denoiser, name or path.name, parts, kind, memory, check)
 
 
 def read_parts(path: Path, dtype: torch.dtype, tokenizer: Path | None = None) -> tuple[Family, Parts]:
@@ -157,6 +157,7 @@ def _lavie_parts(file: Path, dtype: torch.dtype) -> Parts:
 def _tokenizer(folder: Path, kind: str):
     import transformers
 
+    require_readable(folder)
     if (folder / FILE).is_file():
         return SentencePieces(folder)
     return loaded(folder, transformers, kind)
@@ -178,7 +179,7 @@ def frozen_module(library, kind: str, folder: Path, **options):
 
 def _require_size(kind: type, folder: Path, config: dict, weights: Weights) -> None:
     def build():
-        with _in_plain_words(folder):
+        with in_plain_words(f"'{name_of(folder)}'", ours=False):
             if hasattr(kind, "from_config"):  # diffusers
                 return kind.from_config(config)
             return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
@@ -189,20 +190,8 @@ def _require_size(kind: type, folder: Path, config: dict, weights: Weights) -> N
 def loaded(folder: Path, library, kind: str, **options):
     """What a library's class makes of a folder, without looking elsewhere; what goes wrong is said in plain words."""
     require_readable(folder)
-    with _in_plain_words(folder):
+    with in_plain_words(f"'{name_of(folder)}'", ours=False):
         return getattr(library, kind).from_pretrained(folder, local_files_only=True, **options)
-
-
-@contextmanager
-def _in_plain_words(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise  # ComfyUI frees memory and advises on this type alone
-    except Exception as error:  # libraries raise whatever there is, and tokenizers bare exceptions
-        told = str(error)
-        told = told if len(told) <= LONGEST else f"{told[:LONGEST]} ..."
-        raise ValueError(f"cannot load '{name_of(folder)}': {told}") from error
 
 
 def require_readable_weights(folder: Path, library: str = "transformers") -> None:

@@ -10,17 +10,19 @@ It is long because every way in which a folder may lie is refused in its own wor
 from __future__ import annotations
 
 import json
+import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 STEMS = {"diffusers": ("diffusion_pytorch_model",) * 2, "transformers": ("model", "pytorch_model")}  # safetensors, .bin
 PREFERRED = ("fp16", "bf16", "non_ema")  # variants, where a folder has no plain weights
+READ_WHOLE = (".json", ".txt", ".model", ".jinja", ".jsonl")
 TABLES, TEXTS = ("vocab.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"), ("merges.txt",)
 LFS = b"version https://git-lfs"  # how a pointer begins that Git LFS leaves in a file's place
 SAFE_TORCH = (2, 6)  # before it, pickles could run code through `weights_only=True` as well (CVE-2025-32434)
@@ -28,6 +30,8 @@ COUNTS = re.compile(r"layers|blocks|depth|stages")  # keys of a config that say 
 SHARD = re.compile(r"-\d+-of-\d+\.")  # one of several files, which an index puts together
 ATTENTIONS = (None, "eager", "sdpa")  # others may name code on a hub
 ROOM = 2  # times the values of the weights that a config may describe; what lacks is refused later, by name
+LARGEST_TEXT = 2**28  # bytes of a file that is no weights: the largest tokenizers take a tenth of it
+DEEPEST = 50  # levels of a config; libraries walk them by calling themselves
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,11 @@ def read_json(path: Path, why: str) -> dict:
     Raises:
         ValueError: no such file, a pointer of Git LFS, or no JSON object.
     """
+    if not os.path.lexists(path):
+        raise ValueError(f"no {path.name} in '{path.parent}': {why}")
+    _require_plain_file(path)
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"no {path.name} in '{path.parent}': {why}") from None
     except OSError as error:
         raise ValueError(f"cannot read '{path}': {error}") from error
     _require_no_pointer(path, content)
@@ -65,7 +70,25 @@ def read_json(path: Path, why: str) -> dict:
         raise ValueError(f"cannot read '{path}': {error}: is the download complete?") from error
     if not isinstance(found, dict):
         raise ValueError(f"'{path}' is not the config of a model: want a JSON object, got a {type(found).__name__}")
+    level = [found]
+    for _ in range(DEEPEST):
+        level = [inner for value in level for inner in _within(value)]
+    if level:
+        raise ValueError(f"'{path}' is not the config of a model: it has more than {DEEPEST} levels")
     return found
+
+
+def _within(value) -> Iterable:
+    """What an object or a list holds."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _require_plain_file(path: Path) -> None:
+    """ValueError for what would be read for ever, such as a pipe, a device or a link to one."""
+    if not path.is_file():
+        raise ValueError(f"'{name_of(path.parent)}/{path.name}' is no file but a folder, a pipe or a link to nothing")
+    if (size := path.stat().st_size) > LARGEST_TEXT:
+        raise ValueError(f"'{name_of(path.parent)}/{path.name}' takes {size} bytes: that is not what its name says")
 
 
 def read_config(folder: Path, why: str = "it says how the model is built") -> dict:
@@ -86,6 +109,8 @@ def require_readable(folder: Path) -> None:
         ValueError: one of them is cut off or a pointer, or names code or another model to be fetched.
     """
     for file in sorted(folder.glob("*")):
+        if file.suffix in READ_WHOLE:
+            _require_plain_file(file)
         if file.name.endswith("_config.json") and not file.name.startswith("."):
             _plain(file, "")
         elif file.name in TABLES:
@@ -108,12 +133,10 @@ def _plain(file: Path, why: str) -> dict:
 
 def _entries(value) -> Iterator[tuple[str, object]]:
     """Every key of an object and of all within it, with its value."""
-    within = list(value.items()) if isinstance(value, dict) else []
-    for key, inner in within:
-        yield key, inner
-    for inner in (inner for _, inner in within) if isinstance(value, dict) else value:
-        if isinstance(inner, dict | list):
-            yield from _entries(inner)
+    if isinstance(value, dict):
+        yield from value.items()
+    for inner in _within(value):
+        yield from _entries(inner)
 
 
 def _names_something(key: str, value) -> bool:
@@ -214,12 +237,27 @@ def _pickled_sizes(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         # Files from before torch 1.6 are no archives and cannot be mapped.
         found = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
-        return {name: tuple(tensor.shape) for name, tensor in found.items()}
+        sizes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     except Exception as error:
         raise ValueError(
             f"{where} is truncated, or a pickle that holds more than tensors, and was not loaded: use a safetensors "
             "version of this model"
         ) from error
+    require_held(file, found.values())
+    return sizes
+
+
+def require_held(file: Path, tensors: Iterable[Tensor]) -> None:
+    """ValueError for tensors of a pickle that say they are larger than what the file holds for them: one number may
+    stand for all of a tensor's, or one tensor for many, and they take their full size once they are converted."""
+    told = 0
+    for tensor in tensors:
+        told += tensor.numel() * tensor.itemsize
+        if tensor.layout != torch.strided or tensor.is_quantized or told > ROOM * file.stat().st_size:
+            raise ValueError(
+                f"'{name_of(file.parent)}/{file.name}' is not loaded: its tensors are larger than the file, or of no "
+                "plain kind; use a safetensors version of it"
+            )
 
 
 _AGAIN = "download it again"
@@ -254,7 +292,7 @@ def require_size(
             raise ValueError(f"{_other_size(folder)}: {told}")
     with torch.device("meta"):
         module = build()
-    described = sum(p.numel() for p in module.parameters())
+    described = sum(t.numel() for t in (*module.parameters(), *module.buffers()))
     held = sum(torch.Size(shape).numel() for shape in sizes.values())
     if described > ROOM * held:
         raise ValueError(f"{_other_size(folder)}: it describes {described} values, and the weights hold {held}")

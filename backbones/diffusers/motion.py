@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...engine.ports import Backbone
 from ..memory import Memory, PlainMemory
+from ..plain_words import in_plain_words
 from .assembly import DType, assemble, dtype_of
 from .loading import frozen_module, read_parts
 from .tensor_file import read_tensors
@@ -59,13 +60,15 @@ def load_animatediff(
     """
     model, motion, memory = Path(model), Path(motion), memory or PlainMemory()
     kind = dtype_of(dtype, memory)
-    adapter = _read_adapter(motion)
+    with in_plain_words(f"'{motion.name}'"):
+        adapter = _read_adapter(motion)
     family, parts = read_parts(model, kind, tokenizer)
     if family.denoiser is not UNet2D:
         raise ValueError(f"'{model.name}' is a video model already: choose a Stable Diffusion 1.x for motion modules")
     network = _joined(parts.network, adapter, model.name, motion.name)
     for file, strength in loras:
-        network = _with_lora(network, file, strength)
+        with in_plain_words(f"'{file.name}'"):
+            network = _with_lora(network, file, strength)
     parts = replace(parts, network=network, scheduler=parts.scheduler | SCHEDULER)
     return assemble(UNetMotion, name or f"{model.name} + {motion.name}", parts, kind, memory, check)
 
@@ -80,7 +83,8 @@ def _joined(unet: nn.Module, adapter: nn.Module, model: str, motion: str) -> nn.
     try:
         with torch.device("meta"):
             network = UNetMotionModel.from_unet2d(unet, adapter, load_weights=False)
-        motion_tensors = {name: tensor.to(unet.dtype) for name, tensor in adapter.state_dict().items()}
+        dtype = unet.dtype  # looked for among all modules
+        motion_tensors = {name: tensor.to(dtype) for name, tensor in adapter.state_dict().items()}
         network.load_state_dict(unet.state_dict() | motion_tensors, assign=True)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
@@ -108,7 +112,8 @@ def _released(file: Path) -> nn.Module:
     found = read_tensors(file)
     config = _config_of(file.name, found)
     tensors = {k: t for k, t in convert_animatediff_checkpoint_to_diffusers(found).items() if POSITIONS not in k}
-    adapter = MotionAdapter(**config)
+    with torch.device("meta"):  # nothing is made of sizes that are not those of all tensors
+        adapter = MotionAdapter(**config)
     want = {name: tensor.shape for name, tensor in adapter.state_dict().items() if POSITIONS not in name}
     if {name: tensor.shape for name, tensor in tensors.items()} != want:
         odd = sorted(set(want) ^ set(tensors)) or [n for n in sorted(want) if want[n] != tensors[n].shape]
@@ -116,6 +121,7 @@ def _released(file: Path) -> nn.Module:
             f"'{file.name}' is not a motion module of AnimateDiff v1, v2 or v3: it differs at {odd[0]} (a motion LoRA "
             "goes into the other input)"
         )
+    adapter = MotionAdapter(**config)
     adapter.load_state_dict(tensors, strict=False)  # but for the table
     return adapter.eval().requires_grad_(False)
 
@@ -125,11 +131,14 @@ def _config_of(name: str, found: dict[str, Tensor]) -> dict:
     norms = [m for m in map(NORM.fullmatch, found) if m]
     if not norms:
         raise ValueError(f"'{name}' is not a motion module of AnimateDiff: it has no down_blocks.*.motion_modules")
-    tables = [t.shape[1] for k, t in found.items() if k.endswith(("pos_encoder.pe", POSITIONS))]
+    tables = [t for k, t in found.items() if k.endswith(("pos_encoder.pe", POSITIONS))]
+    layers = 1 + max(int(m[2]) for m in norms)
+    if layers > len(norms) or any(t.ndim != 3 or not t.numel() for t in tables):
+        raise ValueError(f"'{name}' is not a motion module of AnimateDiff: its layers or its positions are no numbers")
     return {
         "block_out_channels": tuple(len(found[m[0]]) for m in norms if m[2] == "0"),
-        "motion_layers_per_block": 1 + max(int(m[2]) for m in norms),
-        "motion_max_seq_length": tables[0] if tables else 32,
+        "motion_layers_per_block": layers,
+        "motion_max_seq_length": tables[0].shape[1] if tables else 32,
         "use_motion_mid_block": any(k.startswith("mid_block.") for k in found),
     }
 
@@ -147,6 +156,12 @@ def _with_lora(network: nn.Module, file: Path, strength: float) -> nn.Module:
     if strange := sorted(set(pairs) - set(layers)):
         raise ValueError(f"'{file.name}' is not for this motion module: there is no layer {strange[0]}")
     ranks = {layer: len(down) for layer, (down, _) in pairs.items()}
+    for layer, (down, up) in pairs.items():
+        gives, takes = layers[layer].weight.shape
+        want = (ranks[layer], takes), (gives, ranks[layer])
+        if (down.shape, up.shape) != want or not ranks[layer]:
+            got = f"{list(down.shape)} and {list(up.shape)}"
+            raise ValueError(f"'{file.name}' is of another size than this model at {layer}: it has {got}")
     config = LoraConfig(
         r=max(ranks.values()),
         lora_alpha=1,
@@ -158,11 +173,8 @@ def _with_lora(network: nn.Module, file: Path, strength: float) -> nn.Module:
         wrapped = LoraModel(network, {"default": config}, "default")
     for layer, (down, up) in pairs.items():
         added = network.get_submodule(layer)
-        try:
-            added.lora_A["default"].weight.data.copy_(down)
-            added.lora_B["default"].weight.data.copy_(up)
-        except RuntimeError as error:
-            raise ValueError(f"'{file.name}' is of another size than this model at {layer}: {error}") from error
+        added.lora_A["default"].weight.data.copy_(down)
+        added.lora_B["default"].weight.data.copy_(up)
     return wrapped.merge_and_unload(progressbar=False).eval().requires_grad_(False)
 
 

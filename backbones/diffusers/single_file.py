@@ -152,7 +152,7 @@ def _text_encoder(name: str, tensors: dict[str, Tensor], config: dict, kind: str
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
 
     told = transformers.CLIPTextConfig(**config)
-    with torch.random.fork_rng(devices=[]):  # it draws weights, which are then replaced
+    with torch.device("meta"):  # nothing is made of sizes that are not those of all tensors
         module = transformers.CLIPTextModel(told)
     if kind == "sd2":
         tensors = {k: t for k, t in tensors.items() if f"resblocks.{config['num_hidden_layers']}." not in k}
@@ -164,6 +164,8 @@ def _text_encoder(name: str, tensors: dict[str, Tensor], config: dict, kind: str
     beside = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
     found = {own.get(key, key): tensor for key, tensor in found.items() if key in own or key not in beside}
     _require_all(name, module, found)
+    with torch.random.fork_rng(devices=[]):  # it draws weights, which are then replaced
+        module = transformers.CLIPTextModel(told)
     module.load_state_dict(found)
     return module.eval().requires_grad_(False)
 

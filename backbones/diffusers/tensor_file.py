@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .model_folder import SAFE_TORCH, Weights, sizes_in
+from .model_folder import SAFE_TORCH, Weights, require_held, sizes_in
 
 SAFETENSORS = ".safetensors"
 WRAPS = ("ema", "state_dict", "model")  # what some programs put around the tensors, best first
@@ -39,6 +39,8 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         )
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     except Exception as error:
         raise ValueError(
             f"'{file.name}' is truncated, or a pickle that holds more than tensors, and was not loaded: download it "
@@ -50,6 +52,7 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     tensors = {k: t for k, t in found.items() if isinstance(t, Tensor)} if isinstance(found, dict) else {}
     if not tensors:
         raise ValueError(f"'{file.name}' holds no tensors by name: is it the file of a model?")
+    require_held(file, tensors.values())
     return tensors
 
 

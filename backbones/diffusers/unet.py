@@ -101,6 +101,7 @@ class DiffusersUNet:
         body: Callable[[Predict], T],
         *,
         reserve: int = 0,
+        beside: Tensor | None = None,
     ) -> T:
         with self.memory.resident(self.network, reserve):
             return body(self.predict)

@@ -98,7 +98,7 @@ def test_checkpoints_are_found_by_extra_model_paths(run, server, truth):
     ("graph", "words"),
     [
         (click(model="gone"), ["WeftLoadSAM (node sam)", GONE, "toyworld/sam"]),
-        (click(model="half.safetensors"), ["'half.safetensors' is not a whole safetensors file"]),
+        (click(model="half.safetensors"), ["half.safetensors' is not a whole safetensors file"]),
         (click(positive=""), ["WeftSAMMask (node mask)", "no point and no box"]),
         (click(positive="64,3"), ["the point 64,3 at frame 0 is outside the picture, which is 64x64"]),
         (click(positive="8: 3,3"), ["there is no frame 8: the clip has 8"]),

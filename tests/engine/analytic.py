@@ -66,7 +66,7 @@ class GaussianDenoiser:
             return Schedule.from_sigmas(torch.linspace(0, 1, steps + 1).tolist())
         return make_schedule(self.config, steps)
 
-    def session(self, prompts, latents, schedule, body, *, reserve=0):
+    def session(self, prompts, latents, schedule, body, *, reserve=0, beside=None):
         self.prompts.append(tuple(prompts))
         self.reserved.append(reserve)
         return body(self.predict)

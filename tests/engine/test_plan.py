@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from weft.engine.autograd import is_ordinary
-from weft.engine.call import Call, Features, Run
+from weft.engine.call import Call, Features, Run, joined_rows
 from weft.engine.monitor import SILENT, Recording
 from weft.engine.plan import (
     ATTENTION_ORDER,
@@ -20,7 +20,6 @@ from weft.engine.plan import (
     Region,
     Step,
     attend_with,
-    joined_rows,
     name_of,
     require_mask,
 )

@@ -1,42 +1,34 @@
 """The long run, whose figures are committed.
 
-    python -m weft.tests.fuzz --prompts 2000    # with .venv's Python, where ComfyUI is found
+    python -m weft.tests.fuzz --prompts 2000         # with .venv's Python, where ComfyUI is found
+    python -m weft.tests.fuzz --seeds 12,345         # these again, after a mend
+    python -m weft.tests.fuzz --stages               # cancels and memory that ends, at every stage; no ComfyUI
 
-Writes benchmarks/results/reliability.md. A bounded run is among the tests.
+Keeps a row for each prompt in benchmarks/results/reliability.jsonl, so a run that is stopped goes on where it was, and
+makes reliability.md of them. A bounded run is among the tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from weft.benchmarks.rows import RESULTS
+from weft.benchmarks.rows import RESULTS, origin
 from weft.headless.comfyui import find_comfyui
 from weft.headless.server import comfyui_server
 from weft.tests.fuzz.prompts import prompt
-from weft.tests.fuzz.trial import Tally, prepare, still_works, try_one
+from weft.tests.fuzz.report import text
+from weft.tests.fuzz.trial import prepare, still_works, try_one
 
-SLOPE_EVERY = 50  # prompts between looks at the server's memory
-
-TEXT = """# Reliability
-
-`python -m weft.tests.fuzz --prompts {prompts}`, seeds 0 to {last}, ComfyUI {version}, {seconds:.0f} s. Each prompt is a
-whole edit of a small clip by a random model, inversion and methods, with up to three inputs spoiled: other texts,
-numbers, objects, lists, wires to other nodes, or none.
-
-| what became of it | prompts |
-|---|---|
-{rows}
-
-- Ugly refusals (an error of a node that is no ValueError, has more than one line or does not fit a screen): {ugly}.
-- Prompts after which a plain edit did not run: {dead}.
-- The server's memory: {first:.0f} MB after {every} prompts, {then:.0f} MB after all.
-"""
+ROWS = RESULTS / "reliability.jsonl"
+LOOK_EVERY = 50  # prompts between plain edits, which show that the server works
 
 
 def memory(base: Path) -> float:
@@ -51,40 +43,57 @@ def memory(base: Path) -> float:
     return 0.0
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=2000)
-    options = parser.parse_args()
-    comfyui = find_comfyui()
-    if comfyui is None:
-        raise SystemExit("weft: no ComfyUI found: set COMFYUI_PATH")
-    base, tally, dead, sizes, start = Path(tempfile.mkdtemp()), Tally(), 0, [], time.monotonic()
+def rows() -> list[dict]:
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+def keep(**row) -> None:
+    with ROWS.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def send(seeds: Iterable[int], comfyui: Path) -> None:
+    """Tries these prompts on one server and keeps a row of each."""
+    base = Path(tempfile.mkdtemp())
+    version = re.search(r'"(\d[\d.]*)"', (comfyui / "comfyui_version.py").read_text())[1]
+    about = {"server": base.name, "comfyui": version, "commit": origin()["commit"]}
     try:
         prepare(base)
         with comfyui_server(comfyui, base, arguments=["--cpu"]) as server:
-            for seed in range(options.prompts):
-                tally.add(seed, *try_one(server, prompt(seed)))
-                if seed % SLOPE_EVERY == SLOPE_EVERY - 1 or seed == options.prompts - 1:
-                    dead += not still_works(server)
-                    sizes.append(memory(base))
-                    print(seed + 1, dict(tally.outcomes), f"{sizes[-1]:.0f} MB", *tally.ugly, sep="\n  ", flush=True)
+            for sent, seed in enumerate(seeds):
+                start = time.monotonic()
+                outcome, by, told = try_one(server, prompt(seed))
+                row = {"seconds": round(time.monotonic() - start, 2), "mb": round(memory(base)), **about}
+                row |= {"told": ascii(told[:300])[1:-1]} if outcome == "ugly" else {}
+                works = {"works": still_works(server)} if outcome == "ugly" or sent % LOOK_EVERY == 0 else {}
+                keep(what="prompt", seed=seed, outcome=outcome, by=by, **row, **works)
+                if outcome == "ugly" or not works.get("works", True):
+                    print(seed, outcome, by, row["told"], works, flush=True)
     finally:
         shutil.rmtree(base, ignore_errors=True)
-    version = re.search(r'"(\d[\d.]*)"', (comfyui / "comfyui_version.py").read_text())[1]
-    text = TEXT.format(
-        prompts=options.prompts,
-        last=options.prompts - 1,
-        version=version,
-        seconds=time.monotonic() - start,
-        rows="\n".join(f"| {outcome} | {count} |" for outcome, count in tally.outcomes.most_common()),
-        ugly="; ".join(tally.ugly) or "0",
-        dead=dead,
-        first=sizes[0],
-        then=sizes[-1],
-        every=SLOPE_EVERY,
-    )
-    (RESULTS / "reliability.md").write_text(text)
-    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=2000)
+    parser.add_argument("--seeds", help="only these prompts, whether they were tried or not: 12,345")
+    parser.add_argument("--stages", action="store_true", help="only the cancels and the ends of memory")
+    options = parser.parse_args()
+    if options.stages:
+        from weft.tests.fuzz.stages import CANCELS, MEMORY, cancelled, stepped_down
+
+        for stage in CANCELS:
+            keep(what="cancel", stage=stage, **cancelled(stage), commit=origin()["commit"])
+        for stage in MEMORY:
+            keep(what="memory", stage=stage, **stepped_down(stage), commit=origin()["commit"])
+    else:
+        comfyui = find_comfyui()
+        if comfyui is None:
+            raise SystemExit("weft: no ComfyUI found: set COMFYUI_PATH")
+        done = {row["seed"] for row in rows() if row["what"] == "prompt"}
+        missing = [seed for seed in range(options.prompts) if seed not in done]
+        send([int(seed) for seed in options.seeds.split(",")] if options.seeds else missing, comfyui)
+    ROWS.with_suffix(".md").write_text(text(rows()))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,42 @@ WIRES = {  # socket -> what the graphs below give it
     "LATENT": ["encode", 0],
     "MASK": ["mask", 0],
 }
+MAKERS = {  # socket -> who gives it, and at which output, where the edit itself does not
+    "WEFT_SAM": ("WeftLoadSAM", 0),
+    "WEFT_CLIP": ("WeftLoadCLIP", 0),
+    "WEFT_CORRESPONDENCE": ("WeftCorrespondence", 0),
+    "WEFT_CHUNKS": ("WeftChunkPlan", 0),
+    "WEFT_CHUNK": ("WeftChunkSelect", 2),
+    "WEFT_FIT": ("WeftPrepareClip", 2),
+}
+OF = {  # (node, socket) -> the only one whose output it takes
+    ("WeftTestTimeAdaptation", "source"): ("WeftEditCandidates", 2),
+    ("WeftTestTimeAdaptation", "edited"): ("WeftEditCandidates", 1),
+    ("WeftRestoreClip", "images"): ("WeftPrepareClip", 0),
+    ("WeftChunkStamp", "images"): ("WeftChunkSelect", 0),
+}
+HOSTILE = ["cut.safetensors", "deep.safetensors", "empty.safetensors", "lies.safetensors", "pickle.safetensors"]
+FILES = {  # menus of what is on disk, see `trial.prepare`
+    ("WeftLoadSAM", "model"): ["toyworld/sam", "toyworld/sam", *HOSTILE],
+    ("WeftLoadCLIP", "model"): ["toyworld/clip"],
+    ("WeftTextToBoxes", "model"): ["toyworld/detector"],
+    ("WeftLoadAnimateDiff", "model"): [*MODELS, *(f"checkpoints/{name}" for name in HOSTILE)],
+    ("WeftLoadAnimateDiff", "motion_module"): ["motion.safetensors", *HOSTILE],
+    ("WeftLoadModel", "model"): [*MODELS, "deep", "cut", *(f"checkpoints/{name}" for name in HOSTILE)],
+    ("WeftLoadPrompt", "file"): ["good.safetensors", *HOSTILE],
+    ("WeftLoadTrajectory", "trajectory"): HOSTILE,
+    ("WeftLoadAdapter", "adapter"): HOSTILE,
+}
+FEW = {
+    "steps": 2,
+    "count": 2,
+    "rank": 2,
+    "group_size": 2,
+    "text": "a red square",
+    "positive": "9,7",
+    "words": "red",
+}  # it is quick
+NOT_OURS = ("MODEL", "VAE", "SIGMAS")  # sockets of ComfyUI's own loaders
 TEXTS = [
     *("", " ", "a", "🙂", "café", "日本", "x" * 5000, "\x00\x1b[2J", "\n\n", "%s{}{0}", "(red:1.3)"),
     *("../../etc/passwd", "\ud800", "a\udfffb", "0, 1", "1;2;3", "-1", "all", "1e400", "nan", "inf", "null"),
@@ -40,6 +76,8 @@ def prompt(seed: int) -> dict:
     """A graph, the same for the same seed."""
     draw = random.Random(seed)
     graph = edit(draw)
+    if draw.random() < 0.5:
+        one_more(graph, draw)
     for _ in range(draw.choice((0, 1, 1, 1, 2, 3))):
         spoil(graph, draw)
     return graph
@@ -73,6 +111,34 @@ def edit(draw: random.Random) -> dict:
         told = {"source": ["frames", 0], "edit": ["decode", 0]}
         graph["figures"] = filled("WeftEvaluateEdit", **told, **({"mask": ["mask", 0]} if draw.random() < 0.5 else {}))
     return graph
+
+
+def one_more(graph: dict, draw: random.Random) -> None:
+    """Adds a node of any kind, wired by what its sockets take, and shows what it gives."""
+    kinds = [k for k, schema in schemas().items() if not any(s.type in NOT_OURS for s in schema.inputs)]
+    kind = draw.choice(kinds)
+    add(graph, kind, draw)
+    graph["more shown"] = node("PreviewAny", source=[kind, 0])
+
+
+def add(graph: dict, kind: str, draw: random.Random) -> None:
+    """Adds a node, by the name of its kind, and whatever its sockets need."""
+    if kind in graph:
+        return
+    slots = schemas()[kind].inputs
+    given = {name: FEW[name] for name in (slot.name for slot in slots) if name in FEW}
+    given |= {name: draw.choice(files) for (of, name), files in FILES.items() if of == kind}
+    graph[kind] = {}  # its place: nothing is added twice
+    for slot in slots:
+        if slot.is_widget or (slot.optional and draw.random() < 0.5):
+            continue
+        if maker := OF.get((kind, slot.name)) or MAKERS.get(slot.type):
+            maker, output = maker
+            add(graph, maker, draw)
+            given[slot.name] = [maker, output]
+        elif slot.type in WIRES or slot.type == "WEFT_TRAJECTORY":
+            given[slot.name] = WIRES.get(slot.type, ["invert", 0])
+    graph[kind] = filled(kind, **given)
 
 
 def spoil(graph: dict, draw: random.Random) -> None:

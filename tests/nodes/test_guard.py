@@ -123,6 +123,19 @@ def test_no_more_than_a_screen_of_a_long_value_is_repeated(guard):
     assert len(str(refusal.value)) < 200
 
 
+@pytest.mark.parametrize("repeated", ["x" * 5000, "a\n\nb", "x\r\n" * 3000], ids=["long", "lines", "both"])
+def test_a_refusal_that_repeats_a_text_is_one_line_that_fits_a_screen(guard, repeated):
+    class Repeating(Node):
+        @classmethod
+        def execute(cls, **inputs):
+            raise ValueError(f"no dtype '{repeated}': want one of float32, float16")
+
+    with pytest.raises(ValueError, match=r"no dtype '.*want one of float32, float16$") as refusal:
+        guard.guarded(Repeating).execute()
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) <= guard.SCREEN
+
+
 class Failing(Node):
     error = ValueError("no word '\ud83d\x1b[2J'")
 

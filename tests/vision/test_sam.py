@@ -160,11 +160,11 @@ def spoiled(path, source):
     ("name", "write", "message"),
     [
         ("gone.pth", lambda path, source: None, "there is no file 'gone.pth'"),
-        ("cut.safetensors", truncated, "'cut.safetensors' is not a whole safetensors file"),
+        ("cut.safetensors", truncated, "'.*cut.safetensors' is not a whole safetensors file"),
         ("cut.pth", truncated, "'cut.pth' is truncated, or a pickle that holds more than tensors"),
         ("code.pth", pickled, "'code.pth' is truncated, or a pickle that holds more than tensors"),
         ("other.pth", another, "'other.pth' is not a .*SAM 2 .* transformers folder.* no image_encoder"),
-        ("nested.pth", nested, "'nested.pth' holds no plain set of tensors"),
+        ("nested.pth", nested, "'nested.pth' holds no tensors by name"),
         ("part.pth", spoiled, "'part.pth' is not a Segment Anything checkpoint .*no_mask_embed"),
         ("sam.onnx", truncated, "'sam.onnx' is not a checkpoint: want a file that ends in .safetensors"),
     ],

@@ -1,0 +1,68 @@
+"""A workflow for a long clip, part by part: what any scheduler can run, and run again.
+
+    python -m weft.headless.client workflows/api/via_long.json --part 0/4 --out parts/
+    python -m weft.headless.client workflows/api/via_long.json --merge 4 --upload parts/... --out edit.mp4
+
+Of a workflow with one Chunk Plan, Chunk Select and Chunk Merge, the one makes a part's edit, the other the clip.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .graph import Graph, is_link
+
+PLAN, SELECT, MERGE = "WeftChunkPlan", "WeftChunkSelect", "WeftChunkMerge"
+ON_THE_WAY = ("WeftChunkStamp", "DistributedCollector")  # from an edited part to Chunk Merge
+
+
+def read_part(text: str) -> tuple[int, int]:
+    """ "0/4" -> (0, 4): the first of four parts. ValueError for what is no part."""
+    found = re.fullmatch(r"\s*(\d{1,4})\s*/\s*(\d{1,4})\s*", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ValueError(f"want a part of how many, from 0, as in 0/4 to 3/4, got '{text}'")
+    return int(found[1]), int(found[2])
+
+
+def one_part(graph: Graph, index: int, count: int, name: str) -> Graph:
+    """The graph that edits a part and saves it under a name.
+
+    Raises:
+        ValueError: it has not one Chunk Plan, Chunk Select and Chunk Merge.
+    """
+    plan, select, merge = _nodes(graph)
+    graph = _with(_with(graph, plan, count=count), select, index=index)
+    images = graph[merge]["inputs"]["images"]
+    while graph[images[0]]["class_type"] in ON_THE_WAY:
+        images = graph[images[0]]["inputs"]["images"]
+    title = {"_meta": {"title": "Part"}}
+    inputs = {"images": images, "chunk": [select, 2], "name": name}
+    graph[merge] = {"class_type": "WeftSavePart", "inputs": inputs, **title}
+    needed, waiting = set(), [merge]
+    while waiting:
+        node = waiting.pop()
+        needed.add(node)
+        waiting += [v[0] for v in graph[node]["inputs"].values() if is_link(v) and v[0] not in needed]
+    return {node: graph[node] for node in graph if node in needed}
+
+
+def merged(graph: Graph, count: int, name: str) -> Graph:
+    """The graph with saved parts in the edit's place.
+
+    Raises:
+        ValueError: it has not one Chunk Plan, Chunk Select and Chunk Merge.
+    """
+    plan, _, merge = _nodes(graph)
+    loaded = {"class_type": "WeftLoadParts", "inputs": {"chunks": [plan, 0], "name": name}}
+    return {**_with(graph, plan, count=count), merge: {**loaded, "_meta": {"title": "Parts"}}}
+
+
+def _nodes(graph: Graph) -> list[str]:
+    found = {kind: [i for i, node in graph.items() if node["class_type"] == kind] for kind in (PLAN, SELECT, MERGE)}
+    if wrong := [f"{len(nodes)} {kind}" for kind, nodes in found.items() if len(nodes) != 1]:
+        raise ValueError(f"want a workflow with one each of {', '.join(found)}, as via_long: this has {wrong[0]}")
+    return [nodes[0] for nodes in found.values()]
+
+
+def _with(graph: Graph, node: str, **inputs) -> Graph:
+    return {**graph, node: {**graph[node], "inputs": {**graph[node]["inputs"], **inputs}}}

@@ -1,0 +1,105 @@
+"""What the rows of the long run say, as a page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+TEXT = """# Reliability
+
+`python -m weft.tests.fuzz --prompts {prompts}`, seeds {first} to {last}, ComfyUI {version}, commit {commit},
+{seconds:.0f} s of prompts on {servers} server process(es). Each prompt is a whole edit of a small clip by a random model, inversion and
+methods, half of them with one more node of any kind, with up to three inputs spoiled: other texts, numbers, objects,
+lists, wires to other nodes, or none. Menus hold files that are cut off, empty, pickles, too deep, and that lie about
+sizes.
+
+| what became of it | prompts |
+|---|---|
+{outcomes}
+
+- Ugly refusals (an error of a node that is no ValueError, has more than one line or does not fit a screen): {ugly}.
+- Prompts after which a plain edit did not run, of {looks} looks (after every ugly one and every 50): {dead}.
+- {again}
+- The server's memory: {rss}.
+
+Refusals by a node of this pack, by node:
+
+| node | prompts |
+|---|---|
+{refusals}
+"""
+
+
+def text(rows: Sequence[dict]) -> str:
+    """The page of reliability.md. A prompt that was tried again counts as it went the last time, and is named."""
+    tried = [row for row in rows if row["what"] == "prompt"]
+    return "\n".join(filter(None, (_prompts(tried) if tried else "", *_stages(rows))))
+
+
+def _prompts(tried: Sequence[dict]) -> str:
+    last = {row["seed"]: row for row in tried}
+    first = {row["seed"]: row for row in reversed(tried)}
+    seeds, kept = sorted(last), [last[seed] for seed in sorted(last)]
+    were_ugly = [row for row in first.values() if row["outcome"] == "ugly"]
+    looks = [row["works"] for row in tried if "works" in row]
+    again = "No prompt was ugly at first."
+    if were_ugly:
+        told = ", ".join(f"{row['seed']} ({row['by']})" for row in sorted(were_ugly, key=lambda row: row["seed"]))
+        commits = _names(row["commit"] for row in tried if row["seed"] in {w["seed"] for w in were_ugly})
+        again = (
+            f"Ugly at first, and run again after a mend, not the whole run: {len(were_ugly)}, the prompts {told}. The "
+            f"table counts the last time. Commits: {commits}."
+        )
+    refused = Counter(row["by"] for row in kept if row["outcome"] == "refused by a node")
+    return TEXT.format(
+        prompts=len(seeds),
+        first=seeds[0],
+        last=seeds[-1],
+        version=_names(row["comfyui"] for row in first.values()),
+        commit=_names(row["commit"] for row in first.values()),
+        seconds=sum(row["seconds"] for row in first.values()),
+        servers=len({row["server"] for row in first.values()}),
+        outcomes=_table(Counter(row["outcome"] for row in kept)),
+        ugly="; ".join(f"prompt {r['seed']}, {r['by']}: {r['told']}" for r in kept if r["outcome"] == "ugly") or "0",
+        looks=len(looks),
+        dead=looks.count(False),
+        again=again,
+        rss=_rss(list(first.values())[::-1]),
+        refusals=_table(refused),
+    )
+
+
+def _rss(rows: Sequence[dict]) -> str:
+    """How much the server that took most prompts grew, from its 100th prompt on."""
+    server, _ = Counter(row["server"] for row in rows).most_common(1)[0]
+    sizes = [row["mb"] for row in rows if row["server"] == server]
+    at = range(0, len(sizes), max(1, len(sizes) // 8))
+    shown = ", ".join(f"{sizes[i]} MB after {i + 1}" for i in at) + f", {sizes[-1]} MB after all {len(sizes)}"
+    if len(sizes) < 200:
+        return shown
+    half = len(sizes) // 2
+    grown = (sum(sizes[-100:]) - sum(sizes[half - 50 : half + 50])) / 100 / (len(sizes) - 50 - half) * 1024
+    return f"{shown}; {grown:+.0f} KB a prompt over the second half"
+
+
+def _stages(rows: Sequence[dict]) -> Iterable[str]:
+    cancels = {row["stage"]: row for row in rows if row["what"] == "cancel"}
+    if cancels:
+        yield "Cancels, `python -m weft.tests.fuzz --stages`: the flag is raised at one look of the stage at it.\n"
+        yield "| stage | cancelled at look | of | evaluations after the flag |\n|---|---|---|---|"
+        yield from (f"| {s} | {r['at']} | {r['looks']} | {r['after']} |" for s, r in cancels.items())
+        yield ""
+    memory = {row["stage"]: row for row in rows if row["what"] == "memory"}
+    if memory:
+        yield "Memory that ends, by the same command: the stage is run with a model that says so above a size.\n"
+        yield "| stage | times it ended | greatest difference of the result |\n|---|---|---|"
+        yield from (f"| {s} | {r['ended']} | {r['apart']:.1g} |" for s, r in memory.items())
+        yield ""
+
+
+def _table(counts: Counter) -> str:
+    return "\n".join(f"| {name} | {count} |" for name, count in counts.most_common())
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
