@@ -139,20 +139,9 @@ def _with_layers(backbone: Backbone, rank: int, seed: int = 0, held: Mapping[str
     Args:
         held: weights of a file, which must be of just these layers: nothing is made before that is known.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ValueError(f"adapters need the package peft ({error}): pip install peft") from error
+    require_adaptable(backbone, rank)
+    from peft import LoraConfig, inject_adapter_in_model
 
-    if rank < 1:
-        raise ValueError(f"want a rank of 1 or more, got {rank}")
-    if not hasattr(backbone.denoiser, "network"):
-        raise ValueError(
-            f"'{backbone.name}' is ComfyUI's own model, and adapters are trained on diffusers folders alone: use Load "
-            "Model; a LoRA of ComfyUI's goes on the MODEL, before From ComfyUI Model"
-        )
-    if any("lora_" in name for name, _ in backbone.denoiser.network.named_parameters()):
-        raise ValueError(f"'{backbone.name}' has an adapter already: start from the model it was made from")
     # Other parameters around the same numbers: when one network is moved, the other stays where it is.
     same = {
         id(p): nn.Parameter(ordinary(p.detach()), requires_grad=False) for p in backbone.denoiser.network.parameters()
@@ -167,6 +156,23 @@ def _with_layers(backbone: Backbone, rank: int, seed: int = 0, held: Mapping[str
     _start(denoiser.network, torch.Generator().manual_seed(seed))
     denoiser.memory = denoiser.memory.branch(denoiser.network)
     return replace(backbone, denoiser=denoiser)
+
+
+def require_adaptable(backbone: Backbone, rank: int) -> None:
+    """ValueError for a model that can have no adapter of this rank."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"adapters need the package peft ({error}): pip install peft") from error
+    if rank < 1:
+        raise ValueError(f"want a rank of 1 or more, got {rank}")
+    if not hasattr(backbone.denoiser, "network"):
+        raise ValueError(
+            f"'{backbone.name}' is ComfyUI's own model, and adapters are trained on diffusers folders alone: use Load "
+            "Model; a LoRA of ComfyUI's goes on the MODEL, before From ComfyUI Model"
+        )
+    if any("lora_" in name for name, _ in backbone.denoiser.network.named_parameters()):
+        raise ValueError(f"'{backbone.name}' has an adapter already: start from the model it was made from")
 
 
 def _start(network: nn.Module, generator: torch.Generator) -> None:

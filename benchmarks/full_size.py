@@ -2,10 +2,13 @@
 
     python -m weft.benchmarks.full_size                       # all that fits, where there is a GPU on it
     python -m weft.benchmarks.full_size --device cpu --model sd --model lavie --dtype bfloat16
+    python -m weft.benchmarks.full_size --device cpu --model zeroscope --frames 4    # where 16 do not fit
+    python -m weft.benchmarks.full_size --count --dtype float16    # nothing is computed, so all fit: see `counted`
 
 Each line is a process of its own, as a process's peak never falls again. Stages: "inversion", one row; "sampling", two
 rows, as guidance wants; "graph", a look at STR's layers with gradients, whose loss is a plain sum; "str", the same with
-STR's loss and the source's look before it. What "str" takes over "graph" is ours. Both with and without recompute.
+STR's loss and the source's look before it. What "str" takes over "graph" is ours. Both with and without recompute, and
+of the default layers or of all levels.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -38,8 +41,14 @@ from ..engine.probe import read_calls
 from ..engine.words import NEGATIVE, POSITIVE, SOURCE, Layout, Row
 from ..kernels import reduce_rows, str_rows
 from ..methods.str_match import paired, score_inputs, site_pairs
+from .counted import counting, without_weights
 
-STAGES = ("inversion", "sampling", "graph", "graph, recompute", "str", "str, recompute")
+LEVELS, RECOMPUTE = ", all levels", ", recompute"
+STAGES = (
+    "inversion",
+    "sampling",
+    *(kind + levels + again for levels in ("", LEVELS) for kind in ("graph", "str") for again in ("", RECOMPUTE)),
+)
 MIB = 2**20
 
 
@@ -76,15 +85,17 @@ CASES = {
 }
 
 
-def make_denoiser(case: Case, device: str, dtype: torch.dtype) -> DiffusersUNet:
-    """The network of a case at random weights."""
-    network = random_network(case.network, device, dtype, **dict(case.config))
+def make_denoiser(case: Case, device: str, dtype: torch.dtype, weightless: bool = False) -> DiffusersUNet:
+    """The network of a case at random weights, or at none: to be counted with."""
+    network = random_network(case.network, "meta" if weightless else device, dtype, **dict(case.config))
+    if weightless:
+        without_weights(network)
     return case.family("full size", network, Layout(8), {}, PlainMemory(device))
 
 
 def stage_of(denoiser: DiffusersUNet, case: Case, name: str) -> Callable[[], None]:
     """What one stage does."""
-    kind, _, recompute = name.partition(", ")
+    kind, recompute = name.partition(", ")[0], RECOMPUTE in name
     prompt = prompt_of(torch.randn(1, *case.text), "random", "random")
     clips = {row: torch.randn(case.latents, device=denoiser.device) for row in (SOURCE, POSITIVE, NEGATIVE)}
 
@@ -97,14 +108,14 @@ def stage_of(denoiser: DiffusersUNet, case: Case, name: str) -> Callable[[], Non
             denoiser.predict(evaluation({row: clips[row] for row in rows}))
 
     def guide(str_loss: bool) -> None:
-        pairs = site_pairs(denoiser)
+        pairs = site_pairs(denoiser, "all" if LEVELS in name else "all_but_finest")
         look = partial(read_calls, denoiser.predict, plan=PLAIN, layers={s.layer for pair in pairs for s in pair})
         source = None
         if str_loss:
             with torch.no_grad():
                 source = paired(pairs, look(evaluation({SOURCE: clips[SOURCE]}), row=SOURCE))
         z = clips[POSITIVE].clone().requires_grad_()
-        target = paired(pairs, look(evaluation({POSITIVE: z}, bool(recompute)), row=POSITIVE))
+        target = paired(pairs, look(evaluation({POSITIVE: z}, recompute), row=POSITIVE))
         if str_loss:
             both = zip(source, target)
             rows = [str_rows(*score_inputs(s, False), *score_inputs(t, False), scale=t[0].scale) for s, t in both]
@@ -118,9 +129,25 @@ def stage_of(denoiser: DiffusersUNet, case: Case, name: str) -> Callable[[], Non
     return partial(evaluate, POSITIVE, NEGATIVE) if kind == "sampling" else partial(guide, kind == "str")
 
 
-def measure(model: str, stage: str, device: str, dtype: str) -> dict[str, float]:
-    """Seconds, and MiB of the weights and at the peak beside them, of one stage after another of its kind."""
+def case_of(model: str, frames: int | None) -> Case:
+    """A case, with fewer frames if so many are wanted."""
     case = CASES[model]
+    return case if frames is None else replace(case, latents=(frames, *case.latents[1:]))
+
+
+def count(case: Case, stage: str, dtype: str) -> dict[str, float]:
+    """MiB as `measure` gives them, counted by shapes."""
+    denoiser = make_denoiser(case, "cpu", getattr(torch, dtype), weightless=True)
+    weights = sum(p.numel() * p.element_size() for p in denoiser.network.parameters())
+    with counting(denoiser.network) as counted:
+        run = stage_of(denoiser, case, stage)
+        counted.peak = before = counted.live
+        run()
+    return {"s": float("nan"), "weights": weights / MIB, "peak": (counted.peak - before) / MIB}
+
+
+def measure(case: Case, stage: str, device: str, dtype: str) -> dict[str, float]:
+    """Seconds, and MiB of the weights and at the peak beside them, of one stage after another of its kind."""
     denoiser = make_denoiser(case, device, getattr(torch, dtype))
     weights = sum(p.numel() * p.element_size() for p in denoiser.network.parameters())
     run = stage_of(denoiser, case, stage)
@@ -154,16 +181,21 @@ def main() -> None:
     parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16", "float16"))
     parser.add_argument("--model", action="append", choices=CASES)
     parser.add_argument("--stage", choices=STAGES, help="one alone, in this process, as JSON")
+    parser.add_argument("--frames", type=int, help="of the clip, where the model's own number does not fit")
+    parser.add_argument("--count", action="store_true", help="count what is held by shapes, on any machine")
     options = parser.parse_args()
     dtype = options.dtype or ("float32" if options.device == "cpu" else "float16")
     models = options.model or list(CASES)
     if options.stage:
-        print(json.dumps(measure(models[0], options.stage, options.device, dtype)))
+        case = case_of(models[0], options.frames)
+        how = (case, options.stage)
+        print(json.dumps(count(*how, dtype) if options.count else measure(*how, options.device, dtype)))
         return
     print(f"| model, {options.device} {dtype} | stage | s | weights MiB | peak beside MiB |\n|---|---|---|---|---|")
     for model in models:
         for stage in stages(model):
             told = ["--device", options.device, "--dtype", dtype, "--model", model, "--stage", stage]
+            told += ["--count"] * options.count + (["--frames", str(options.frames)] if options.frames else [])
             done = subprocess.run([sys.executable, "-m", __spec__.name, *told], capture_output=True, text=True)
             if done.returncode:  # killed, or out of memory
                 print(f"| {model} | {stage} | - | - | {(done.stderr.strip().splitlines() or ['killed'])[-1][:60]} |")

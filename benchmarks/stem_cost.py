@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..kernels import em_attention, em_bases
+from ..kernels.tiles import tile_budget
 from .kernels import cpu_name
 from .measure import milliseconds, peak_bytes
 
@@ -61,7 +62,7 @@ def table(device: torch.device, runs: int) -> str:
         "",
         f"One layer of {TOKENS} tokens a frame, {HEADS} heads of {SIZE}, float32, {BASES} bases, {ITERATIONS} rounds. "
         f"{'Wall time.' if gpu else 'CPU time.'} Peak: memory above the inputs; the attentions' includes their output. "
-        "EM goes through at most 2^22 responsibilities (16 MB) at a time.",
+        f"EM goes through at most {4 * tile_budget(device) / 1e6:.0f} MB of responsibilities at a time.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|" + "--:|" * len(HEADINGS),

@@ -52,11 +52,12 @@ class Evaluation:
     def select(self, positions: Sequence[int]) -> Evaluation:
         """The same for some of these frames, by their positions in it."""
         at = list(positions)
+        places = _places(at)  # a chunk of a long clip is copied nowhere, and no list of places waits for a GPU
         return replace(
             self,
-            latents=self.latents[:, at],
+            latents=self.latents[:, places],
             prompts=tuple(prompt.select(at) for prompt in self.prompts),
-            image=None if self.image is None else self.image[at],
+            image=None if self.image is None else self.image[places],
             frames=tuple(self.frames[i] for i in at),
         )
 
@@ -185,9 +186,10 @@ def softmax_attention(call: Call) -> Tensor:
     groups = call.q.shape[1]
     k, v = call.k, call.v
     if call.seen is not None and len(set(call.seen)) == 1:
-        k, v = (_joined(x[:, list(call.seen[0])]) for x in (k, v))
+        k, v = (_joined(x[:, _places(list(call.seen[0]))]) for x in (k, v))
     elif call.seen is not None and _equally_many(call.seen):
-        k, v = (torch.stack([_joined(x[:, list(at)])[:, 0] for at in call.seen], 1) for x in (k, v))
+        at = _index(call)
+        k, v = (rearrange(x.index_select(1, at), "r (g s) h m d -> r g h (s m) d", g=groups) for x in (k, v))
     elif call.seen is not None:  # as many calls as there are different sets: this happens at the clip's two ends
         alone = (replace(call, seen=None, q=call.q[:, i : i + 1]) for i in range(groups))
         parts = (
@@ -198,6 +200,14 @@ def softmax_attention(call: Call) -> Tensor:
     if k.shape[1] == 1 and groups > 1:  # one long row of queries; what is added to their logits is the same for all
         return _sdpa(_joined(call.q), k, v, call.scale, call.bias).unflatten(3, (groups, -1)).squeeze(1).movedim(2, 1)
     return _sdpa(call.q, k, v, call.scale, call.bias)
+
+
+def _index(call: Call) -> Tensor:
+    """[G S] which groups' keys each group sees, brought to the device once a run and not at every layer."""
+    key = Call, call.seen, call.k.device
+    if key not in call.run.kept:
+        call.run.kept[key] = torch.tensor([i for at in call.seen for i in at], device=call.k.device)
+    return call.run.kept[key]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Tensor:
@@ -224,3 +234,8 @@ def _places(at: list[int]) -> slice | list[int]:
 
 def _names(rows: Sequence[Row]) -> str:
     return ", ".join(map(str, rows)) or "none"
+
+
+def joined_rows(rows: Sequence[Row], parts: Mapping[Row, Tensor]) -> Tensor:
+    """[R, ...] in the order of `rows`, from one tensor [1, ...] a row."""
+    return torch.cat([parts[row] for row in rows])

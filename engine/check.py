@@ -44,7 +44,12 @@ def check_edit(
     return parts
 
 
-def check_prompts(backbone: Backbone, *prompts: Prompt) -> None:
-    """What of it can be refused where the clip is not known yet. ValueError for a prompt of another text encoder."""
+def check_start(backbone: Backbone, plan: EditPlan, *prompts: Prompt) -> None:
+    """What of it can be refused where the clip is not known yet.
+
+    Raises:
+        ValueError: a prompt of another text encoder, or controls that cannot act in this model or together.
+    """
     for prompt in prompts:
         backbone.require_prompt(prompt, prompt.frames)
+    plan.fits(backbone.denoiser)

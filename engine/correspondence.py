@@ -21,6 +21,7 @@ class Correspondence:
     level: int  # resolution of the grid, as in `Site`
     window: int  # side of the square that was searched, in places
     model: str  # fingerprint of the model whose features were compared
+    alike: tuple[Tensor, Tensor] | None = None  # float16 beside forward and backward: cosine of each match; to be shown
 
     def __post_init__(self):
         want = self.grid[0] * self.grid[1]

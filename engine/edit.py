@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .autograd import plain_torch
+from .beside import rejoined
 from .call import Call, Evaluation, Run
 from .check import check_edit
 from .evaluate import Chunks, evaluate_with
@@ -80,8 +81,9 @@ def edit(
         return run.steps(predict)
 
     prompts = list(dict.fromkeys((trajectory.prompt, negative, *parts.prompts)))
-    z = denoiser.session(prompts, trajectory.at(0), trajectory.schedule, body, reserve=reserve)
-    return backbone.codec.unscale(z)
+    clean, beside = trajectory.at(0), trajectory.beside
+    z = denoiser.session(prompts, clean, trajectory.schedule, body, reserve=reserve, beside=beside)
+    return rejoined(backbone, backbone.codec.unscale(z), beside)
 
 
 @dataclass(eq=False)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .autograd import ordinary, plain_torch
+from .beside import parts_of
 from .call import Evaluation, Run
 from .evaluate import Chunks, evaluate_with
 from .monitor import SILENT, Monitor
@@ -86,14 +87,15 @@ def invert(
     denoiser, schedule = backbone.denoiser, backbone.denoiser.schedule(steps)
     kept = schedule.thinned(edit_steps or steps)
     every = steps // kept.steps
-    clean = _clean(backbone, latents, prompt)
+    clean, beside = _clean(backbone, latents, prompt)
     _require_budget(clean, kept.steps, budget)
     chunks = Chunks.asked(denoiser, len(clean), chunk_frames, plan)
     plan.check(Noised(clean, torch.zeros(()), schedule, prompt), denoiser, None)
     levels = torch.empty(kept.steps + 1, *clean.shape)
     levels[0] = clean
     run = Run(steps=steps, monitor=monitor)
-    bits = (denoiser.fingerprint, denoiser.device.type, clean, schedule, prompt.cond, convention, evaluations, plan)
+    of_clip = (clean, schedule, prompt.cond) if beside is None else (clean, beside, schedule, prompt.cond)
+    bits = (denoiser.fingerprint, denoiser.device.type, *of_clip, convention, evaluations, plan)
     saved = Resume.of(bits, resume, every)
     done, *state = saved.read(levels)
 
@@ -125,8 +127,8 @@ def invert(
     size = tuple(clean.shape[-2:])
     reserve = denoiser.bytes(1, chunks.size, size) + plan.bytes(denoiser, 1, len(clean), size)
     if done < steps:
-        denoiser.session([prompt], clean, schedule, body, reserve=reserve)
-    trajectory = Inverted(levels, kept, prompt, convention, denoiser.fingerprint)
+        denoiser.session([prompt], clean, schedule, body, reserve=reserve, beside=beside)
+    trajectory = Inverted(levels, kept, prompt, convention, denoiser.fingerprint, beside)
     log.info("inverted %d frames in %d steps (%s): std(z_T) %.3f", len(clean), steps, convention, trajectory.noise_std)
     return trajectory
 
@@ -159,7 +161,7 @@ def add_noise(
     if noise not in get_args(Noise):
         raise ValueError(f"no noise '{noise}': want one of {', '.join(get_args(Noise))}")
     schedule = backbone.denoiser.schedule(steps)
-    z = _clean(backbone, latents, prompt)
+    z, beside = _clean(backbone, latents, prompt)
     numbers = range(len(z)) if frames is None else frames
     if len(numbers) != len(z) or min(numbers, default=0) < 0:
         raise ValueError(f"want the numbers of these {len(z)} frames in the whole clip, 0 or more, got {list(numbers)}")
@@ -167,7 +169,7 @@ def add_noise(
         eps = torch.randn(z[0].shape, generator=torch.Generator().manual_seed(seed)).expand_as(z)
     else:
         eps = torch.stack([torch.randn(z[0].shape, generator=generator_for(seed, number)) for number in numbers])
-    return Noised(z, eps, schedule, prompt)
+    return Noised(z, eps, schedule, prompt, beside=beside)
 
 
 def source_of(backbone: Backbone, latents: Tensor, prompt: Prompt, steps: int) -> Noised:
@@ -176,16 +178,17 @@ def source_of(backbone: Backbone, latents: Tensor, prompt: Prompt, steps: int) -
     Raises:
         ValueError: bad latents or steps, or a prompt of another model.
     """
-    clean = _clean(backbone, latents, prompt)
-    return Noised(clean, torch.zeros(()), backbone.denoiser.schedule(steps), prompt, "clean")
+    clean, beside = _clean(backbone, latents, prompt)
+    return Noised(clean, torch.zeros(()), backbone.denoiser.schedule(steps), prompt, "clean", beside=beside)
 
 
-def _clean(backbone: Backbone, latents: Tensor, prompt: Prompt) -> Tensor:
-    """Level 0 of a trajectory [F, C, h, w], float32 on the CPU, checked with its prompt."""
-    z = backbone.codec.scale(ordinary(latents)).to("cpu", torch.float32)
+def _clean(backbone: Backbone, latents: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor | None]:
+    """Level 0 of a trajectory [F, C, h, w], float32 on the CPU, checked with its prompt; what stands beside it."""
+    picture, beside = parts_of(backbone, latents)
+    z = backbone.codec.scale(ordinary(picture)).to("cpu", torch.float32)
     backbone.require_prompt(prompt, len(z))
     _require_finite(z, "the latents to invert hold NaN or infinity: check the frames and the VAE's precision")
-    return z
+    return z, beside
 
 
 def _require_budget(z: Tensor, steps: int, budget: int) -> None:

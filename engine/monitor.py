@@ -14,8 +14,9 @@ class Monitor:
     def progress(self, done: int, total: int, preview: Tensor | None = None) -> None:
         """`done` of `total` steps are over; `preview` is an estimate of the clean latents [F, C, h, w]."""
 
-    def record(self, **numbers: float) -> None:
-        """Figures of the current step, for a log."""
+    def record(self, **numbers: float | Tensor) -> None:
+        """Figures of the current step, for a log. A tensor of one number may still be on its way from a GPU: who reads
+        it before the step is over keeps the next launches waiting."""
 
 
 SILENT = Monitor()
@@ -25,7 +26,13 @@ class Recording(Monitor):
     """Keeps every record, in order."""
 
     def __init__(self) -> None:
-        self.records: list[dict[str, float]] = []
+        self._told: list[dict[str, float | Tensor]] = []
 
-    def record(self, **numbers: float) -> None:
-        self.records.append(numbers)
+    def record(self, **numbers: float | Tensor) -> None:
+        self._told.append(numbers)
+
+    @property
+    def records(self) -> list[dict[str, float]]:
+        """All so far, as numbers."""
+        self._told = [{k: v.item() if isinstance(v, Tensor) else v for k, v in told.items()} for told in self._told]
+        return self._told

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from .autograd import ordinary
 from .call import Attend, Call, Evaluation, Features
 from .monitor import Monitor
 from .source import Trajectory
-from .words import Block, Model, Prompt, Row, Site
+from .words import Block, Model, Prompt, Site
 
 Slot = Literal["inject", "output", "map", "keys"]
 # The first is outermost; wire order decides only among equals. At an attention call the source's queries and keys come
@@ -83,8 +82,11 @@ class Control:
         """Memory it takes beside the evaluation of the edit, reckoned."""
         return 0
 
+    def fits(self, model: Model) -> None:
+        """Raise a ValueError now, before a clip is known, if this control cannot act in this model."""
+
     def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
-        """Raise a ValueError now, before anything runs, if this control cannot act on this clip and model.
+        """Raise a ValueError now, before anything runs, if this control cannot act on this clip and prompt.
 
         Args:
             target: what the edited clip shows; None in an inversion.
@@ -179,23 +181,27 @@ class EditPlan:
     def bytes(self, model: Model, rows: int, frames: int, size: tuple[int, int]) -> int:
         return sum(c.bytes(model, rows, frames, size) for c in self.controls)
 
-    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
-        """Refuses, before anything runs, what cannot run on this clip and model, or not together.
-
-        Raises:
-            ValueError: says which control, or which two, and what to do.
-        """
+    def fits(self, model: Model) -> None:
+        """ValueError for a control that cannot run in this model, or two that cannot act together; in regions too."""
+        for region in self.regions:
+            self.of_region(region).fits(model)
         for control in self.controls:
             if control.needs().framewise and not model.framewise:
                 raise ValueError(
                     f"{name_of(control)} evaluates single frames, and '{model.name}' looks at all frames together: "
                     "use an image or instruction model"
                 )
-            control.check(trajectory, model, target)
+            control.fits(model)
         for i, one in enumerate(self.controls):
             for other in self.controls[i + 1 :]:
                 if reason := _conflict(one, other):
                     raise ValueError(f"{name_of(one)} and {name_of(other)} cannot act together: {reason}")
+
+    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+        """Refuses, before anything runs, what cannot run on this clip, model and prompt. ValueError as in `fits`."""
+        self.fits(model)
+        for control in self.controls:
+            control.check(trajectory, model, target)
 
 
 PLAIN = EditPlan()  # no controls: the plain edit
@@ -243,8 +249,3 @@ def attend_with(controls: Sequence[Control], attend: Attend) -> Attend:
 
 def _wrap(control: Control, attend: Attend) -> Attend:
     return lambda call: control.attention(call, attend)
-
-
-def joined_rows(rows: Sequence[Row], parts: Mapping[Row, Tensor]) -> Tensor:
-    """[R, ...] in the order of `rows`, from one tensor [1, ...] a row."""
-    return torch.cat([parts[row] for row in rows])

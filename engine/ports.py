@@ -35,6 +35,7 @@ class Denoiser(Model, Protocol):
         body: Callable[[Predict], T],
         *,
         reserve: int = 0,
+        beside: Tensor | None = None,
     ) -> T:
         """`body(predict)`, run where the network lives and all its weights are; nothing else evaluates it.
 
@@ -42,6 +43,7 @@ class Denoiser(Model, Protocol):
             prompts: all that `body` will use.
             latents: [F, C, h, w] of the clip as the network sees it.
             reserve: bytes that `body` will want beside the weights.
+            beside: what the clip has beside its picture, if anything: see `engine/beside.py`.
         """
         ...
 
@@ -55,10 +57,13 @@ class Codec(Protocol):
 
     Two forms of a clip's latents: on a wire they are what ComfyUI's own VAE nodes give (unscaled, [F, C, h, w] for a
     2-D VAE); inside the engine they are scaled for the network, always [F, C, h, w].
+
+    A codec of clips with audio also has `apart(latents) -> (picture, beside)` and `joined(picture, beside)`.
     """
 
     fingerprint: str
     layout: Layout
+    takes: Layout  # the sizes and lengths of clips that it encodes, which may be coarser
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [F, H, W, 3] in 0..1 -> wire latents. ValueError on a shape or size the model cannot take."""

@@ -18,6 +18,7 @@ class Trajectory(Protocol):
     prompt: Prompt  # describes the source
     model: str  # fingerprint of the network that it belongs to; "" for any
     convention: str  # how it was made
+    beside: Tensor | None  # what the clip has beside its picture: see `engine/beside.py`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,6 +56,7 @@ class Inverted(_Shared):
     prompt: Prompt
     convention: str
     model: str
+    beside: Tensor | None = None
 
     def __post_init__(self):
         if self.latents.ndim != 5 or len(self.latents) != self.schedule.steps + 1:
@@ -85,6 +87,7 @@ class Noised(_Shared):
     prompt: Prompt
     convention: str = "add_noise"
     model: str = ""  # any network of this schedule may start here
+    beside: Tensor | None = None
 
     def __post_init__(self):
         sizes = zip(reversed(self.eps.shape), reversed(self.clean.shape))

@@ -13,6 +13,7 @@ from .source import Inverted, Noised, Trajectory
 from .tensor_file import free_name, read_tensors, write_tensors
 from .words import Prompt
 
+BESIDE = "beside"  # where there is any
 KINDS = {"inverted": (Inverted, ("latents",)), "noised": (Noised, ("clean", "eps"))}
 
 
@@ -42,7 +43,8 @@ def save_trajectory(trajectory: Trajectory, path: Path) -> tuple[Path, int]:
     }
     path = free_name(path)
     try:
-        return path, write_tensors(path, {name: getattr(trajectory, name) for name in KINDS[kind][1]}, told)
+        held = {name: getattr(trajectory, name) for name in (*KINDS[kind][1], BESIDE)}
+        return path, write_tensors(path, {name: t for name, t in held.items() if t is not None}, told)
     except OSError as error:
         raise ValueError(f"the trajectory could not be saved: {error}") from error
 
@@ -77,7 +79,7 @@ def load_trajectory(path: Path, backbone: Backbone, prompt: Prompt) -> Trajector
         raise ValueError(f"'{path.name}' lacks its latents, or they are no numbers: make it again")
     try:
         schedule = _schedule(told["weft_schedule"])
-        held = {name: tensors[name].float() for name in parts}
+        held = {name: tensors[name].float() for name in (*parts, BESIDE) if name in tensors}
         known = {"prompt": prompt, "convention": told["weft_convention"], "model": told["weft_model"]}
         trajectory = made(**held, schedule=schedule, **known)
         backbone.codec.unscale(backbone.codec.scale(trajectory.at(0)))  # refuses latents of another shape

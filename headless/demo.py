@@ -3,8 +3,8 @@
     python -m weft.headless.demo    # or: make demo
 
 Starts ComfyUI without a browser, runs `workflows/api/str_match.json` twice (with STR-Match, and at strength 0, which is
-the plain DDIM edit), stops it and writes to `output/demo`: the edit, a picture of source, both edits and truth, and
-their figures. Where there is no ComfyUI, the same stages run through the library.
+the plain DDIM edit), stops it and writes to `output/demo`: the edit; source, both edits and truth as a picture and as a
+GIF that plays them; and their figures. Where there is no ComfyUI, the same stages run through the library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..toyworld import clip
 from ..toyworld.measure import measure
-from ..toyworld.report import contact_sheet
+from ..toyworld.report import contact_sheet, side_by_side
 from .client import Result, Server, WorkflowError
 from .comfyui import ROOT, find_comfyui
 from .graph import Graph, changed, find_node, read_graph
@@ -41,7 +41,8 @@ FRAMES = "weft_frames"  # the node that the demo adds, to get the frames as they
 
 
 def demo(comfyui: Path | None, graph: Graph, out: Path = OUTPUT) -> dict:
-    """Runs the workflow and writes `edit.mp4`, `compare.png` and `metrics.json` into `out`; returns the metrics.
+    """Runs the workflow and writes `edit.mp4`, `compare.png`, `compare.gif` and `metrics.json` into `out`; returns the
+    metrics.
 
     Args:
         comfyui: a checkout to run it in, or None for the library.
@@ -54,6 +55,7 @@ def demo(comfyui: Path | None, graph: Graph, out: Path = OUTPUT) -> dict:
     source, truth = (clip.frames_of(clips) for clips in (clip.source_clip(), clip.edited_clip()))
     rows = {"source": source, "plain DDIM edit": baseline, "STR-Match edit": edit, "ground truth": truth}
     contact_sheet(list(rows.values()), out / "compare.png", labels=list(rows))
+    side_by_side(list(rows.values()), out / "compare.gif", list(rows))
     metrics = {
         "edit": _figures(edit),
         "baseline": _figures(baseline),
@@ -132,7 +134,7 @@ def _report(metrics: dict, out: Path) -> None:
     print(f"\n{'':20}" + "".join(f"{name:>20}" for name in FIGURES))
     for row, label in (("baseline", "plain DDIM edit"), ("edit", "STR-Match edit")):
         print(f"{label:20}" + "".join(f"{metrics[row][name]:20.2f}" for name in FIGURES))
-    print(f"\n{metrics['seconds']} s via {metrics['via']}; see {out}: edit.mp4, compare.png, metrics.json")
+    print(f"\n{metrics['seconds']} s via {metrics['via']}; see {out}: compare.gif, compare.png, edit.mp4, metrics.json")
 
 
 def main() -> None:

@@ -5,12 +5,13 @@ from .em import em_attention, em_bases, em_means, em_step, em_values
 from .gather_attention import gather_attention
 from .lists import Lists
 from .merged_attention import merged_attention
-from .nearest import nearest
+from .nearest import Pairs, nearest
 from .str_loss import reduce_rows, str_loss, str_rows, str_score
 from .windowed_topk import windowed_topk
 
 __all__ = [
     "Lists",
+    "Pairs",
     "attention_map",
     "em_attention",
     "em_bases",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """Lists into `tokens` tokens. Making one reads the range of `index`, which waits for the GPU; using it does not.
+    """Lists into `tokens` tokens. Making one reads the range of `index`, which waits for a GPU; moving or using it does
+    not.
 
     Raises:
         ValueError: not integers [M L], or out of range.
@@ -30,6 +31,13 @@ class Lists:
             if least < -1 or most >= self.tokens:
                 raise ValueError(f"index must lie in [-1, {self.tokens}), but holds {least if least < -1 else most}")
         object.__setattr__(self, "index", self.index.int().contiguous())
+
+    def to(self, device: torch.device) -> Lists:
+        """The same on a device, where they need no checking again."""
+        moved = object.__new__(Lists)
+        object.__setattr__(moved, "index", self.index.to(device))
+        object.__setattr__(moved, "tokens", self.tokens)
+        return moved
 
     def require(self, q: Tensor, k: Tensor) -> None:
         """Refuses queries [... M D] and tokens [... T D] that these lists are not about."""

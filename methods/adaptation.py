@@ -26,7 +26,7 @@ from ..engine.monitor import SILENT, Monitor
 from ..engine.plan import PLAIN
 from ..engine.ports import Backbone, Predict
 from ..engine.words import POSITIVE, Prompt
-from .candidates import require_frame
+from .candidates import require_frame, require_instructed
 
 LEVELS = 500  # noise levels to draw from, evenly spaced over the model's own
 PAIRS_AT_ONCE = 4  # through the VAE
@@ -122,7 +122,8 @@ def fit(
         ValueError: a model that is not given the source's picture, pictures that are not a pair, an instruction of
             another model or for several frames, numbers that make no sense, or a loss that is no number.
     """
-    _require_trainable(backbone, parameters, source, edited, instruction, steps, rate, drop)
+    require_teachable(backbone, instruction, steps, rate, drop)
+    _require_pair(parameters, source, edited, rate)
     generator = torch.Generator().manual_seed(seed)
     denoiser, empty = backbone.denoiser, backbone.text.embed("")
     schedule = denoiser.schedule(LEVELS)
@@ -166,34 +167,62 @@ def _require_number(loss: float, parameters: Sequence[nn.Parameter], step: int) 
         )
 
 
-def _require_trainable(backbone, parameters, source, edited, instruction, steps, rate, drop) -> None:
-    if not backbone.denoiser.sees_source:
-        raise ValueError(
-            f"'{backbone.name}' is not given the source's picture and cannot learn from a pair: use an instruction "
-            "model (InstructPix2Pix)"
-        )
-    require_frame(source, "source")
-    require_frame(edited, "edited picture")
-    if source.shape != edited.shape:
-        raise ValueError(f"source and edited picture differ in size: {list(source.shape)} and {list(edited.shape)}")
+def require_teachable(backbone: Backbone, instruction: Prompt, steps: int, rate: float, drop: float) -> None:
+    """What `fit` refuses, less the pair itself. To be asked before that is made."""
+    require_instructed(backbone)
     if instruction.frames != 1:
         raise ValueError(f"want one instruction for the pair, got one for each of {instruction.frames} frames")
     backbone.require_prompt(instruction, 1)
-    if small := {p.dtype for p in parameters if p.dtype.itemsize < torch.float32.itemsize}:
-        raise ValueError(
-            f"want parameters in float32, got {', '.join(map(str, small))}: steps as small as {rate:g} are lost there"
-        )
     if steps < 1 or not rate > 0 or not 0 <= drop <= 1 / 3:
         raise ValueError(
             f"want 1 step or more, a rate over 0 and drop in 0..1/3, got steps {steps}, rate {rate}, drop {drop}"
         )
 
 
+def _require_pair(parameters: Sequence[nn.Parameter], source: Tensor, edited: Tensor, rate: float) -> None:
+    require_frame(source, "source")
+    require_frame(edited, "edited picture")
+    if source.shape != edited.shape:
+        raise ValueError(f"source and edited picture differ in size: {list(source.shape)} and {list(edited.shape)}")
+    if small := {p.dtype for p in parameters if p.dtype.itemsize < torch.float32.itemsize}:
+        raise ValueError(
+            f"want parameters in float32, got {', '.join(map(str, small))}: steps as small as {rate:g} are lost there"
+        )
+
+
 # ---- to be looked at ------------------------------------------------------------------------------------------------
 
 
+MARGINS = {"left": 48, "top": 10, "right": 12, "bottom": 32}  # pixels, for the axes
+TICKS = 5
+
+
 def curve(losses: Sequence[float], size: tuple[int, int] = (256, 512), smooth: float = 0.9) -> Tensor:
-    """[1, H, W, 3] the loss over the steps: light each step's, dark the running mean. The bottom is 0."""
+    """[1, H, W, 3] the loss over the steps, with axes: light each step's, dark the running mean. The bottom is 0."""
+    from numpy import asarray
+    from PIL import Image, ImageDraw, ImageFont
+
+    left, top = MARGINS["left"], MARGINS["top"]
+    height, width = size[0] - top - MARGINS["bottom"], size[1] - left - MARGINS["right"]
+    inside = Image.fromarray((lines(losses, (height, width), smooth)[0] * 255).byte().numpy())
+    sheet = Image.new("RGB", (size[1], size[0]), "white")
+    sheet.paste(inside, (left, top))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    pen.line([(left, top), (left, top + height), (left + width, top + height)], fill="gray")
+    for k in range(TICKS):
+        share = k / (TICKS - 1)
+        y, x = top + (1 - share) * (height - 1), left + share * (width - 1)
+        pen.line([(left - 4, y), (left, y)], fill="gray")
+        pen.text((left - 6, y), f"{share * max(losses):.3g}", "black", font, anchor="rm")
+        pen.line([(x, top + height), (x, top + height + 4)], fill="gray")
+        pen.text((x, top + height + 5), f"{round(1 + share * (len(losses) - 1))}", "black", font, anchor="ma")
+    pen.text((left + width / 2, size[0] - 2), "training step", "black", font, anchor="md")
+    pen.text((left + width, top), "loss", "black", font, anchor="ra")
+    return torch.from_numpy(asarray(sheet) / 255).float()[None]
+
+
+def lines(losses: Sequence[float], size: tuple[int, int], smooth: float) -> Tensor:
+    """[1, H, W, 3] the same without axes, from the first step at the left edge to the last at the right."""
     height, width = size
     means, mean = [], losses[0]
     for loss in losses:

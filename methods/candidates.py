@@ -42,8 +42,10 @@ def candidates(
         [count, H, W, 3] in 0..1.
 
     Raises:
-        ValueError: not one frame, no candidate wanted, or what `add_noise` and `edit` refuse.
+        ValueError: a model that takes no instructions, not one frame, no candidate wanted, or what `add_noise` and
+            `edit` refuse.
     """
+    require_instructed(backbone)
     require_frame(frame, "frame")
     if count < 1:
         raise ValueError(f"want at least 1 candidate, got {count}")
@@ -84,6 +86,14 @@ def require_choice(count: int, index: int, what: str = "candidates") -> None:
     """ValueError if there is no such one among so many. To be asked before they are made."""
     if not 0 <= index < count:
         raise ValueError(f"there are {what} 0 to {count - 1}, and no {index}")
+
+
+def require_instructed(backbone: Backbone) -> None:
+    """ValueError for a model that is not told what to do with a picture."""
+    if not backbone.denoiser.sees_source:
+        raise ValueError(
+            f"'{backbone.name}' is not given the source's picture, and VIA wants an instruction model (InstructPix2Pix)"
+        )
 
 
 def require_frame(picture: Tensor, name: str) -> None:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.autograd import ordinary, plain_torch
+from ..engine.beside import parts_of
 from ..engine.call import Evaluation, Run
 from ..engine.correspondence import Correspondence
 from ..engine.evaluate import evaluate_with
@@ -80,7 +81,8 @@ def correspondence(
     if noise not in get_args(Noise):
         raise ValueError(f"no noise '{noise}': want one of {', '.join(get_args(Noise))}")
     denoiser, prompt = backbone.denoiser, backbone.text.embed("")
-    clean = backbone.codec.scale(ordinary(latents)).to(denoiser.device, torch.float32)
+    picture, _ = parts_of(backbone, latents)
+    clean = backbone.codec.scale(ordinary(picture)).to(denoiser.device, torch.float32)
     if len(clean) < 2:
         raise ValueError(f"matching wants a clip of at least 2 frames, got {len(clean)}")
     block = decoder_stage(denoiser, up_block)
@@ -93,17 +95,19 @@ def correspondence(
     level = 1 + min(range(schedule.steps), key=lambda i: abs(schedule.timesteps[i] - timestep))
 
     def body(predict: Predict) -> Correspondence:
-        forward, backward, last, grid = [], [], None, None
+        found, alike, last, grid = ([], []), ([], []), None, None
         for features in _features(denoiser, predict, clean, eps, level, prompt, block, part, monitor):
             grid = tuple(features.shape[-2:])
             tokens = F.normalize(features, dim=1, eps=SMALLEST_NORM).flatten(2).mT
             tokens = tokens if last is None else torch.cat([last, tokens])
             last = tokens[-1:]
             if len(tokens) > 1:
-                for tables, direction in ((forward, "forward"), (backward, "backward")):
-                    table, _ = windowed_topk(tokens, *grid, window=window, k=top_k, direction=direction)
-                    tables.append(table.cpu())
-        return Correspondence(torch.cat(forward), torch.cat(backward), grid, block.level, window, denoiser.fingerprint)
+                for i, direction in enumerate(("forward", "backward")):
+                    table, cosine = windowed_topk(tokens, *grid, window=window, k=top_k, direction=direction)
+                    found[i].append(table.cpu())
+                    alike[i].append(cosine.half().cpu())
+        cosines = tuple(map(torch.cat, alike))
+        return Correspondence(*map(torch.cat, found), grid, block.level, window, denoiser.fingerprint, cosines)
 
     reserve = denoiser.bytes(1, part, tuple(clean.shape[-2:]))
     return denoiser.session([prompt], clean, schedule, body, reserve=reserve)
@@ -194,6 +198,12 @@ def as_pictures(table: Tensor, grid: tuple[int, int]) -> Tensor:
     rows = table.cpu().reshape(len(table), grid[0], -1, 1)
     digits = torch.cat([rows % 256, rows // 256 % 256, rows // 65536 % 256], -1)
     return (torch.where(rows < 0, 255, digits).float() + 0.5) / 255.5
+
+
+def cosines_as_pictures(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[F-1, h, w K, 3] in 0..1, gray: the cosine of each match, -1 black and 1 white; see `as_pictures`."""
+    rows = table.float().clamp(-1, 1).reshape(len(table), grid[0], -1, 1)
+    return ((rows + 1) / 2).expand(-1, -1, -1, 3)
 
 
 def parse_points(text: str, size: tuple[int, int]) -> list[tuple[float, float]]:

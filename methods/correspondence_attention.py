@@ -78,12 +78,14 @@ class CorrespondenceAttention(Control):
     def needs(self) -> Needs:
         return Needs(all_frames=True)
 
-    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+    def fits(self, model: Model) -> None:
         if self.found.model != model.fingerprint:
             raise ValueError(
                 f"the correspondence was found with another model (fingerprint {self.found.model}) than "
                 f"'{model.name}' ({model.fingerprint}), which is to edit: make it with that one"
             )
+
+    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
         there = [p for p in (*model.sites, *model.blocks) if p.level == self.found.level]
         if there:
             frames, *grid = model.grid(there[0], trajectory.shape)
@@ -126,9 +128,9 @@ class CorrespondenceAttention(Control):
         """The lists of the frames that a call has, made once a run."""
         key = self, octaves, device, call.frames
         if key not in call.run.kept:
-            made = all_lists(self.found, octaves, device, call.frames)
+            made = all_lists(self.found, octaves, among=call.frames)
             made = side_by_side(made, self.found.top_k) if self.merge_ratio and self.merging == "pairs" else made
-            call.run.kept[key] = Lists(made.flatten(0, 1), made.shape[0] * made.shape[1])
+            call.run.kept[key] = Lists(made.flatten(0, 1), made.shape[0] * made.shape[1]).to(device)
         return call.run.kept[key]
 
 

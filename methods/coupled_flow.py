@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..engine.autograd import ordinary
+from ..engine.beside import parts_of, rejoined
 from ..engine.edit import edit
 from ..engine.inversion import source_of
 from ..engine.plan import PLAIN, EditPlan, Region
@@ -143,6 +144,7 @@ def coupled_edit(
             raise ValueError("the plan has regions, each with a mask of its own: leave out the mask of the whole edit")
         plan = replace(plan, regions=(Region(target, mask=mask),))
     trajectory = source_of(backbone, latents, source, steps)
-    edited = edit(backbone, trajectory, target, negative=negative, plan=plan, solver=solver, **how)
+    made = edit(backbone, trajectory, target, negative=negative, plan=plan, solver=solver, **how)
+    (picture, beside), (edited, _) = parts_of(backbone, latents), parts_of(backbone, made)
     unmoved = backbone.codec.unscale(trajectory.at(0))  # scaling there and back rounds: only what moved is added
-    return ordinary(latents).cpu() + (edited - unmoved)
+    return rejoined(backbone, ordinary(picture).cpu() + (edited - unmoved), beside)

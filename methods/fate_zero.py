@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.call import Attend, Call, Evaluation, Run
-from ..engine.plan import Control, Needs, Slot, joined_rows
+from ..engine.call import Attend, Call, Evaluation, Run, joined_rows
+from ..engine.plan import Control, Needs, Slot
 from ..engine.source import Trajectory
 from ..engine.words import SOURCE, Model, Prompt, Row
 from . import words as text
@@ -43,21 +43,29 @@ class Watch:
     """Sums, over layers, of the source's attention to the chosen words, by level and frame of the clip."""
 
     at: list[int]  # positions of the words' tokens
+    level: int | None = None  # the only one to look at, where it is known which will be chosen
     maps: dict[int, dict[int, dict[str, Tensor]]] = field(default_factory=dict)  # level -> frame -> layer -> [h, w]
 
     def add(self, source: Call) -> None:
         """One cross-attention call of the source. Told again of the same frames, it forgets what it was told."""
+        if self.level not in (None, source.site.level):
+            return
         q, k = source.q[0], source.k[0]
         maps = (q * source.scale @ k.mT).softmax(-1, dtype=torch.float32)[..., self.at].sum(-1).mean(1)
         level = self.maps.setdefault(source.site.level, {})
         for frame, one in zip(source.frames, maps.unflatten(-1, source.grid[1:])):
             level.setdefault(frame, {})[source.site.layer] = one
 
-    def chosen(self) -> dict[int, Tensor]:
-        """frame -> [h, w], of the maps whose size is nearest to the paper's 16x16."""
+    def nearest(self) -> int:
+        """The level whose maps are nearest in size to the paper's 16x16."""
         size = {level: next(iter(next(iter(m.values())).values())).numel() for level, m in self.maps.items()}
-        nearest = min(size, key=lambda level: max(size[level] / MASK_CELLS, MASK_CELLS / size[level]))
-        return {frame: sum(layers.values()) for frame, layers in self.maps[nearest].items()}
+        return min(size, key=lambda level: max(size[level] / MASK_CELLS, MASK_CELLS / size[level]))
+
+    def chosen(self) -> dict[int, Tensor]:
+        """frame -> [h, w], of that level."""
+        frames = self.maps[self.nearest()]
+        every = torch.stack([one for layers in frames.values() for one in layers.values()])
+        return dict(zip(frames, every.unflatten(0, (len(frames), -1)).sum(1)))
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Fusion:
     tokens: dict[Row, text.TokenMap]  # of each positive row
     weights: dict[Row, Tensor]  # [L]
     words: dict[int, Tensor] | None  # frame -> [h, w], attention of the source to the chosen words
+    masks: dict[tuple, Tensor] = field(default_factory=dict)  # made of them, by frames and grid: once, not a layer
 
 
 @dataclass(frozen=True)
@@ -119,9 +128,11 @@ class FateZero(Control):
         own = self.key_frames == "own"
         return Needs(source=True, all_frames=not own, keys="own" if own else "frames")
 
-    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+    def fits(self, model: Model) -> None:
         if not {"spatial", "cross"} <= {site.kind for site in model.sites}:
             raise ValueError(f"FateZero wants self- and cross-attention, and '{model.name}' does not have both")
+
+    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
         for word in self.words:
             text.positions(trajectory.prompt, word)
         if target is not None:
@@ -145,8 +156,11 @@ class FateZero(Control):
         """Where the source shows the words, by an evaluation of it alone: early layers need what late ones say."""
         if not self.words or self.threshold >= 1 or not self._fuses_self(evaluation.run):
             return None
-        watch = Watch([at for word in self.words for at in text.positions(evaluation.prompt(SOURCE), word)])
+        at = [at for word in self.words for at in text.positions(evaluation.prompt(SOURCE), word)]
+        kept = evaluation.run.kept
+        watch = Watch(at, kept.get((FateZero, self)))  # the first step sees all levels, of which one is read
         evaluate(evaluation.only(SOURCE).share(self, watch))
+        kept[FateZero, self] = watch.nearest()
         return watch.chosen()
 
     def _fuses_self(self, run: Run) -> bool:
@@ -166,22 +180,24 @@ class FateZero(Control):
             return self._replaced(call, attend, partial(self._cross, shared))
         return attend(call)
 
-    def _replaced(self, call: Call, attend: Attend, fuse: Callable[[Call, Attend, Tensor], Tensor]) -> Tensor:
-        """The call's output with that of every positive row, [1, F, H, N, D], fused."""
-        parts = dict(zip(call.rows, attend(call).split(1)))
-        for row in call.rows:
-            if row.role == "positive":
-                parts[row] = fuse(call.only(row), attend, parts[row])
+    def _replaced(self, call: Call, attend: Attend, fuse: Callable[[Call, Attend], Tensor]) -> Tensor:
+        """The call's output, that of every positive row fused, [1, F, H, N, D]."""
+        others = tuple(row for row in call.rows if row.role != "positive")
+        parts = dict(zip(others, attend(call.only(*others)).split(1))) if others else {}
+        parts |= {row: fuse(call.only(row), attend) for row in call.rows if row not in parts}
         return joined_rows(call.rows, parts)
 
-    def _self(self, fusion: Fusion, call: Call, attend: Attend, own: Tensor) -> Tensor:
+    def _self(self, fusion: Fusion, call: Call, attend: Attend) -> Tensor:
         fused = attend(call.mapped(call.source))
         if fusion.words is None:
             return fused
-        mask = self.mask(torch.stack([fusion.words[f] for f in call.frames]), call.grid[1:])
-        return torch.where(mask.flatten(1)[None, :, None, :, None], own, fused)
+        key = call.frames, call.grid
+        if key not in fusion.masks:
+            mask = self.mask(torch.stack([fusion.words[f] for f in call.frames]), call.grid[1:])
+            fusion.masks[key] = mask.flatten(1)[None, :, None, :, None]
+        return torch.where(fusion.masks[key], attend(call), fused)
 
-    def _cross(self, fusion: Fusion, call: Call, attend: Attend, own: Tensor) -> Tensor:
+    def _cross(self, fusion: Fusion, call: Call, attend: Attend) -> Tensor:
         (row,) = call.rows
         tokens, weighted = fusion.tokens[row], fusion.weights[row].to(call.v)[:, None] * call.v
         kept = replace(call, v=tokens.kept.to(weighted)[:, None] * weighted)

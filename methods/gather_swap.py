@@ -25,8 +25,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..engine.call import Attend, Call, Evaluation
-from ..engine.plan import Control, Needs, Slot, joined_rows
+from ..engine.call import Attend, Call, Evaluation, joined_rows
+from ..engine.plan import Control, Needs, Slot
 from ..engine.source import Trajectory
 from ..engine.words import Model, Prompt
 

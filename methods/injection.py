@@ -19,8 +19,7 @@ from torch import Tensor
 
 from ..engine.call import Attend, Call, Features
 from ..engine.plan import Control, Needs, Slot
-from ..engine.source import Trajectory
-from ..engine.words import Block, Model, Prompt, Site
+from ..engine.words import Block, Model, Site
 
 Places = Literal["plug_and_play", "flatten"]
 FLATTEN_RESIDUALS = ((0, 0), (0, 1), (1, 0))  # up1.res0, up1.res1 and up2.res0 of Stable Diffusion
@@ -64,7 +63,7 @@ class FeatureInjection(Control):
         idle = {"attention": self.attention_steps == 0, "feature": self.feature_steps == 0}
         return not idle.get(seam, False) and super().acts_at(seam)
 
-    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+    def fits(self, model: Model) -> None:
         if self.attention_steps == 0 and self.feature_steps and not any(self.injects(b) for b in model.blocks):
             raise ValueError(f"'{model.name}' has no residual blocks to inject: set attention_steps")
         if not any(self.injects(site) for site in model.sites):

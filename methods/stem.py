@@ -114,7 +114,7 @@ class STEMAttention(Control):
         else:
             output = evaluate(replace(evaluation, whole=True))
         if tally.counts:
-            dead = torch.stack(tally.dead).mean().item()
+            dead = torch.stack(tally.dead).mean()
             evaluation.run.monitor.record(step=evaluation.run.step, fewest_bases=min(tally.counts), dead_bases=dead)
             if evaluation.run.step == 0:
                 few = f" (cut to {min(tally.counts)} where tokens are few)" if min(tally.counts) < self.bases else ""

@@ -29,8 +29,7 @@ from torch import Tensor
 
 from ..engine.call import Call
 from ..engine.plan import Control, Step
-from ..engine.source import Trajectory
-from ..engine.words import Model, Prompt, Site
+from ..engine.words import Model, Site
 from ..kernels import map_distance, reduce_rows, str_rows
 from .str_direct import direct_rows
 
@@ -99,7 +98,7 @@ class STRLatentOptimizer(Control):
     def bytes(self, model: Model, rows: int, frames: int, size: tuple[int, int]) -> int:
         return model.bytes(1, frames, size, grad=True)
 
-    def check(self, trajectory: Trajectory, model: Model, target: Prompt | None) -> None:
+    def fits(self, model: Model) -> None:
         site_pairs(model, self.levels)
 
     def before_step(self, step: Step) -> Tensor:
@@ -116,10 +115,19 @@ class STRLatentOptimizer(Control):
             loss = self._loss(source, paired(pairs, step.read(z, step.source_latents(), layers)))
             gradient = self._gradient(loss, z)
         moved = self._move(step.latents, gradient)
-        norm, size = gradient.norm().item(), step.latents.norm().item()
-        moved_by = (moved - step.latents).norm().item()
-        step.monitor.record(step=step.index, loss=loss.item(), gradient=norm, relative_step=moved_by / max(size, 1e-12))
+        share = (moved - step.latents).norm() / step.latents.norm().clamp(min=1e-12)
+        step.kept[STRLatentOptimizer, self] = torch.isfinite(gradient).all()
+        step.monitor.record(step=step.index, loss=loss.detach(), gradient=gradient.norm(), relative_step=share)
         return moved
+
+    def after_step(self, step: Step) -> Tensor:
+        finite = step.kept.pop((STRLatentOptimizer, self), None)  # read here, where the run waits for the GPU anyway
+        if finite is not None and not finite:
+            raise ValueError(
+                "the gradient of the STR loss is NaN or infinite: load the model in float32 or bfloat16, or lower "
+                "the strength"
+            )
+        return step.latents
 
     def _loss(self, source: Sequence[Pair], target: Sequence[Pair]) -> Tensor:
         if self.score == "maps":
@@ -136,11 +144,6 @@ class STRLatentOptimizer(Control):
 
     def _gradient(self, loss: Tensor, z: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(loss * HALF_LOSS_SCALE if self._tiny() else loss, z)
-        if not torch.isfinite(gradient).all():
-            raise ValueError(
-                "the gradient of the STR loss is NaN or infinite: load the model in float32 or bfloat16, or lower "
-                "the strength"
-            )
         return gradient / HALF_LOSS_SCALE if self._tiny() else gradient
 
     def _tiny(self) -> bool:

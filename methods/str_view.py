@@ -8,23 +8,86 @@ differs  nothing: it is the score that `str_match` matches, of one token
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.autograd import plain_torch
+from ..engine.autograd import ordinary, plain_torch
 from ..engine.call import Call, Evaluation
 from ..engine.evaluate import evaluate_with
+from ..engine.monitor import SILENT, Monitor
 from ..engine.plan import PLAIN
 from ..engine.ports import Backbone, Predict
 from ..engine.probe import read_calls
-from ..engine.source import Trajectory
-from ..engine.words import SOURCE
+from ..engine.source import Noised, Trajectory
+from ..engine.words import SOURCE, Prompt
 from ..kernels import str_score
 from .str_match import Levels, paired, score_inputs, site_pairs
+
+SHOWN = 4  # noise levels that are looked at, evenly spaced, besides the one that is asked for
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one point is related to, in the source and in an edit of it, at each resolution and at some noise levels."""
+
+    painted: Tensor  # [F, H, W, 3] in 0..1, as `score_frames` gives it
+    clips: dict[str, Tensor]  # "source", and "edit" if there is one: frames [F, H, W, 3] in 0..1
+    heat: (
+        Tensor  # [F, rows h, columns w] in 0..1: a row for each resolution of each clip, a column for each noise level
+    )
+    resolutions: list[int]  # of the attention, as `Site.level` counts them
+    levels: list[int]  # of noise, of those that the trajectory has
+    first: int  # the index in `levels` of the one that was asked for
+
+
+@plain_torch
+def look(
+    backbone: Backbone,
+    trajectory: Trajectory,
+    point: tuple[float, float],
+    *,
+    noise: float = 0.25,
+    edit: tuple[Tensor, Prompt] | None = None,
+    levels: Levels = "all_but_finest",
+    neighbours: int = 1,
+    monitor: Monitor = SILENT,
+) -> Seen:
+    """What one point is related to, in all that a viewer shows.
+
+    Args:
+        point, noise, levels, neighbours: as in `score_frames`.
+        edit: latents of an edit of the clip, as `backbone.codec.encode` gives them, and the prompt that describes it.
+            It is looked at in the very noise that the source has at a level: near what a sampler saw there, not that.
+
+    Raises:
+        ValueError: what `score_frames` refuses, or an edit of another size or model.
+    """
+    level = _level(backbone, trajectory, point, noise)
+    steps = trajectory.schedule.steps
+    at = sorted({level, *(max(1, round(steps * k / SHOWN)) for k in range(1, SHOWN + 1))})
+    decode, latents = backbone.codec.decode, {"source": backbone.codec.unscale(trajectory.at(0))}
+    if edit is not None:
+        latents["edit"] = edit[0]
+        backbone.require_prompt(edit[1], trajectory.shape[0])
+    columns: list[list[Tensor]] = [[] for _ in at]
+    layers, resolutions = [], set()
+    for i, (name, (column, k)) in enumerate(product(latents, enumerate(at))):
+        seen = trajectory if name == "source" else _in_noise_of(backbone, trajectory, *edit, k)
+        found = list(_layer_heat(backbone, seen, point, k, levels, neighbours))
+        layers, resolutions = (found if (name, k) == ("source", level) else layers), {r for r, _ in found}
+        columns[column] += [_to_one(sum(heat for at_r, heat in found if at_r == r)) for r in sorted(resolutions)]
+        monitor.progress(i + 1, len(latents) * len(at))
+    heat = torch.cat([torch.cat(rows, 1) for rows in columns], 2)
+    clips = {name: decode(z) for name, z in latents.items()}
+    span = _frames_of(backbone, len(heat))
+    painted = paint_heat(clips["source"], _to_one(sum(heat for _, heat in layers))[span], point)
+    return Seen(painted, clips, heat[span], sorted(resolutions), at, at.index(level))
 
 
 def score_frames(
@@ -49,14 +112,10 @@ def score_frames(
     Raises:
         ValueError: a number outside its range, or a model and trajectory that do not belong together.
     """
-    backbone.require(trajectory)
-    if not (0 <= x <= 1 and 0 <= y <= 1 and 0 <= noise <= 1):
-        raise ValueError(f"want x, y and noise in 0..1, got {x}, {y} and {noise}")
-    level = max(1, round(noise * trajectory.schedule.steps))
+    level = _level(backbone, trajectory, (x, y), noise)
     heat = score_heat(backbone, trajectory, (x, y), level, levels=levels, neighbours=neighbours)
-    layout = backbone.denoiser.layout
-    heat = heat[[t for t in range(len(heat)) for _ in layout.span(t)]]  # a latent frame may be several of the clip
-    return paint_heat(backbone.codec.decode(backbone.codec.unscale(trajectory.at(0))), heat, (x, y))
+    frames = backbone.codec.decode(backbone.codec.unscale(trajectory.at(0)))
+    return paint_heat(frames, heat[_frames_of(backbone, len(heat))], (x, y))
 
 
 @plain_torch
@@ -71,6 +130,36 @@ def score_heat(
 ) -> Tensor:
     """[F, h, w] float32 in 0..1: the STR score from one point (x, y) to every latent cell of its frame, each frame
     scaled to 1, mean over attention layers; at a noise level in 1..S."""
+    layers = _layer_heat(backbone, trajectory, point, level, levels, neighbours)
+    return _to_one(sum(heat for _, heat in layers))
+
+
+def _level(backbone: Backbone, trajectory: Trajectory, point: tuple[float, float], noise: float) -> int:
+    """The level of a trajectory at a share of the noise, once all is as it should be."""
+    backbone.require(trajectory)
+    x, y = point
+    if not (0 <= x <= 1 and 0 <= y <= 1 and 0 <= noise <= 1):
+        raise ValueError(f"want x, y and noise in 0..1, got {x}, {y} and {noise}")
+    return max(1, round(noise * trajectory.schedule.steps))
+
+
+def _frames_of(backbone: Backbone, latent_frames: int) -> list[int]:
+    """The latent frame of each frame of the clip: one may stand for several."""
+    return [t for t in range(latent_frames) for _ in backbone.denoiser.layout.span(t)]
+
+
+def _in_noise_of(backbone: Backbone, source: Trajectory, edit: Tensor, prompt: Prompt, level: int) -> Noised:
+    """An edited clip in the noise that the source has at a level in 1..S."""
+    clean = backbone.codec.scale(ordinary(edit)).to("cpu", torch.float32)
+    if clean.shape != source.shape:
+        raise ValueError(f"the edit's latents are {list(clean.shape)} and the source's {list(source.shape)}")
+    schedule = source.schedule
+    eps = (source.at(level) - schedule.signal[level] * source.at(0)) / schedule.noise[level]
+    return Noised(clean, eps, schedule, prompt)
+
+
+def _layer_heat(backbone, trajectory, point, level, levels, neighbours) -> Iterator[tuple[int, Tensor]]:
+    """(resolution, [F, h, w] scaled to 1 in each frame) of each pair of attention layers."""
     denoiser, schedule = backbone.denoiser, trajectory.schedule
     pairs = site_pairs(denoiser, levels)
     latents = trajectory.at(level).to(denoiser.device)
@@ -81,19 +170,21 @@ def score_heat(
         return read_calls(partial(evaluate_with, predict), evaluation, PLAIN, SOURCE, layers)
 
     reserve = denoiser.bytes(1, len(latents), tuple(latents.shape[-2:]))
-    calls = denoiser.session([trajectory.prompt], trajectory.at(0), schedule, body, reserve=reserve)
+    told = {"reserve": reserve, "beside": trajectory.beside}
+    calls = denoiser.session([trajectory.prompt], trajectory.at(0), schedule, body, **told)
     frames, _, *size = latents.shape
-    heat = torch.zeros(frames, 1, *size)
     for (spatial, _), pair in zip(pairs, paired(pairs, calls)):
         _, rows, columns = denoiser.grid(spatial, latents.shape)
         token = min(int(point[1] * rows), rows - 1) * columns + min(int(point[0] * columns), columns - 1)
         score = partial(str_score, *score_inputs(pair, per_head=False), neighbours=neighbours, scale=pair[0].scale)
         maps = torch.cat([score(i, rows=torch.tensor([token])) for i in range(frames)])
-        maps = maps.view(frames, 1, rows, columns).float().cpu()
-        heat += F.interpolate(
-            maps / maps.amax((2, 3), keepdim=True).clamp(min=1e-12), size, mode="bilinear", align_corners=False
-        )
-    return heat[:, 0] / heat.amax((1, 2, 3)).clamp(min=1e-12)[:, None, None]
+        maps = _to_one(maps.view(frames, rows, columns).float().cpu())
+        yield spatial.level, F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _to_one(heat: Tensor) -> Tensor:
+    """Each frame of [F, h, w] scaled to 1."""
+    return heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
 
 
 def paint_heat(frames: Tensor, heat: Tensor, point: tuple[float, float]) -> Tensor:

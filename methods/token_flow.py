@@ -24,13 +24,24 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..engine.call import Attend, Call, Evaluation
-from ..engine.plan import Control, EditPlan, Needs, Slot, joined_rows
+from ..engine.call import Attend, Call, Evaluation, joined_rows
+from ..engine.plan import Control, EditPlan, Needs, Slot
 from ..engine.seeds import generator_for
-from ..kernels import nearest
+from ..kernels import Pairs, nearest
 from .injection import FeatureInjection
 
 Blend = Literal["sigmoid", "linear"]
+
+
+@dataclass(frozen=True)
+class Asks:
+    """What some frames ask of the keyframes: each its batch's, then those that have one the batch's before."""
+
+    pairs: Pairs
+    own: int  # frames, and how many of the pairs are theirs
+    keyframes: Tensor  # [P] of each pair
+    later: Tensor  # [P - own] positions of the frames that have a batch before
+    weights: Tensor  # [P - own, 1, 1, 1] of their own keyframe
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Keyframes:
     gathering: bool  # whether this is the keyframes' own pass
     # of a layer and some rows: source tokens [M, n, C], out [R, M, H, n, D]
     held: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    asks: dict[tuple, Asks] = field(default_factory=dict)  # by frames: made once, not a layer
 
 
 @dataclass(frozen=True)
@@ -102,17 +114,27 @@ class TokenFlow(Control):
     def _carried(self, call: Call, keyframes: Keyframes) -> Tensor:
         """[R, F, H, n, D]: what the keyframes' attention gave, at the nearest tokens."""
         there, out = keyframes.held[call.site.layer, call.rows]
-        here, frames = call.source.tokens[0], call.frames
+        key = call.frames, out.dtype, out.device
+        if key not in keyframes.asks:
+            keyframes.asks[key] = self._asks(call.frames, keyframes.frames, out)
+        asks = keyframes.asks[key]
+        found = out.index_select(1, asks.keyframes)
+        places = nearest(call.source.tokens[0], there, asks.pairs)[None, :, None, :, None]
+        found = found.gather(3, places.expand(*found.shape[:3], -1, found.shape[4]))
+        taken, before = found[:, : asks.own], found[:, asks.own :]
+        if not before.shape[1]:
+            return taken
+        mixed = torch.lerp(before, taken.index_select(1, asks.later), asks.weights)
+        return taken.index_copy(1, asks.later, mixed)
+
+    def _asks(self, frames: tuple[int, ...], clip: int, like: Tensor) -> Asks:
         own = [frame // self.batch for frame in frames]
-        later = [i for i, m in enumerate(own) if m > 0]  # those with a batch before
-        places = nearest(here, there, [*enumerate(own), *((i, own[i] - 1) for i in later)])
-        taken = _at(out, own, places[: len(own)])
-        if later:
-            before = _at(out, [own[i] - 1 for i in later], places[len(own) :])
-            weights = [self.weight(frames[i], keyframes.frames) for i in later]
-            weights = torch.tensor(weights, dtype=out.dtype, device=out.device)[:, None, None, None]
-            taken[:, later] = torch.lerp(before, taken[:, later], weights)
-        return taken
+        later = [i for i, m in enumerate(own) if m > 0]
+        pairs = [*enumerate(own), *((i, own[i] - 1) for i in later)]
+        weights = torch.tensor([self.weight(frames[i], clip) for i in later], dtype=like.dtype, device=like.device)
+        sets = [m for _, m in pairs]
+        keyframes, later = (torch.tensor(x, dtype=torch.long, device=like.device) for x in (sets, later))
+        return Asks(Pairs(pairs, like.device), len(own), keyframes, later, weights[:, None, None, None])
 
     def weight(self, frame: int, frames: int) -> float:
         """Of the keyframe of a frame's own batch, against that of the batch before."""
@@ -151,9 +173,3 @@ def _together(call: Call, attend: Attend) -> Tensor:
         if some is not None:
             parts |= dict(zip(rows, attend(some).split(1)))
     return joined_rows(call.rows, parts)
-
-
-def _at(out: Tensor, keyframes: list[int], places: Tensor) -> Tensor:
-    """[R, P, H, n, D]: of some keyframes of out [R, M, H, m, D] the tokens at places [P, n]."""
-    out = out[:, keyframes]
-    return out.gather(3, places[None, :, None, :, None].expand(*out.shape[:3], -1, out.shape[4]))

@@ -70,7 +70,8 @@ def word_maps(
             evaluate_with(predict, evaluation.share(control, watch), PLAIN.then(control))
 
     reserve = backbone.denoiser.bytes(1, trajectory.shape[0], tuple(trajectory.shape[-2:]))
-    backbone.denoiser.session([trajectory.prompt], trajectory.at(0), trajectory.schedule, body, reserve=reserve)
+    told = {"reserve": reserve, "beside": trajectory.beside}
+    backbone.denoiser.session([trajectory.prompt], trajectory.at(0), trajectory.schedule, body, **told)
     chosen = [watch.chosen() for watch in watches]
     return torch.stack([torch.stack([found[f] for f in sorted(found)]) for found in chosen]).float().cpu()
 

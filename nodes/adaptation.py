@@ -151,8 +151,8 @@ class WeftTestTimeAdaptation(io.ComfyNode):
             description="Trains a small adapter on one good edit of one frame, so that the model edits all frames so.",
             inputs=[
                 sockets.Model.Input("model", tooltip="An instruction model. It is not changed: a new one comes out."),
-                io.Image.Input("source", tooltip="One frame, from Edit Candidates."),
-                io.Image.Input("edited", tooltip="Its best edit, from Edit Candidates."),
+                io.Image.Input("source", lazy=True, tooltip="One frame, from Edit Candidates."),
+                io.Image.Input("edited", lazy=True, tooltip="Its best edit, from Edit Candidates."),
                 io.Conditioning.Input("instruction", tooltip="What was done, encoded with this model."),
                 io.Int.Input("steps", default=100, min=1, max=10_000, tooltip="Training steps, one pair each."),
                 io.Float.Input(
@@ -188,6 +188,14 @@ class WeftTestTimeAdaptation(io.ComfyNode):
             ],
             is_output_node=True,
         )
+
+    @classmethod
+    def check_lazy_status(cls, model, instruction, steps, rate, rank, drop, source=None, edited=None, save_as="", **_):
+        """Asks for the pair, whose candidates take a while, once everything else is as it should be."""
+        keeper(save_as)
+        lora.require_adaptable(model, rank)
+        adaptation.require_teachable(model, sockets.from_conditioning(instruction), steps, rate, drop)
+        return [name for name, picture in {"source": source, "edited": edited}.items() if picture is None]
 
     @classmethod
     def execute(cls, model, source, edited, instruction, steps, rate, rank, drop, seed, save_as=""):

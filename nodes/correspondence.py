@@ -6,7 +6,7 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..engine.inversion import Noise
 from ..methods import correspondence_attention
-from ..methods.correspondence import as_pictures, match_frames, parse_points
+from ..methods.correspondence import as_pictures, cosines_as_pictures, match_frames, parse_points
 from ..methods.correspondence import correspondence as find_correspondence
 from . import sockets, view
 from .host import NodeMonitor
@@ -92,7 +92,8 @@ class WeftPreviewCorrespondence(io.ComfyNode):
                 io.String.Input(
                     "points",
                     default="0.5 0.5",
-                    tooltip="One or more points as x y; x y. 0 0 is the top left corner, 1 1 the bottom right.",
+                    tooltip='In pixels, as [{"x": 32, "y": 20}]: a click into the picture writes it. Shares of width '
+                    "and height, as 0.5 0.5; 0.25 0.75, are read too.",
                 ),
                 io.Int.Input("frame", default=0, min=0, max=2**15, tooltip="The frame that the points are in."),
             ],
@@ -105,6 +106,9 @@ class WeftPreviewCorrespondence(io.ComfyNode):
         pictures = match_frames(correspondence, images, parse_points(points, images.shape[1:3]), frame)
         tables = {"forward": correspondence.forward, "backward": correspondence.backward}
         numbers = {name: as_pictures(table, correspondence.grid) for name, table in tables.items()}
+        if correspondence.alike is not None:
+            cosines = zip(("alike_forward", "alike_backward"), correspondence.alike)
+            numbers |= {name: cosines_as_pictures(table, correspondence.grid) for name, table in cosines}
         shown = view.pictures(clip=images, **numbers)
         told = view.facts(grid=correspondence.grid, top_k=correspondence.top_k)
         return io.NodeOutput(pictures, ui=view.answer(ui.PreviewImage(pictures, cls=cls), **shown, **told))

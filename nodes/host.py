@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import comfy.model_management
@@ -16,6 +18,8 @@ from ..engine.monitor import Recording
 
 check = comfy.model_management.throw_exception_if_processing_interrupted
 PREVIEW_SIZE = 512  # pixels, the longer side
+LOOP = 8  # frames of an animated preview
+LOOP_SIZE = 192  # pixels, its longer side
 
 
 def tell(event: str, **told: object) -> None:
@@ -34,6 +38,8 @@ class NodeMonitor(Recording):
 
     def __init__(self, total: int, pictures: Callable[[Tensor], Tensor] | None = None):
         """
+        ComfyUI's own preview is one still picture; our widgets are sent a loop of frames beside it.
+
         Args:
             pictures: latents [F, C, h, w] -> frames [F, h, w, 3] in 0..1, for the live preview. It is asked for a
                 few frames of the clip alone.
@@ -45,14 +51,23 @@ class NodeMonitor(Recording):
         check()
 
     def progress(self, done: int, total: int, preview: Tensor | None = None) -> None:
-        picture = None
+        still, loop = None, []
         if preview is not None and self.pictures is not None:
-            picture = ("JPEG", _strip(self.pictures(few(preview))), PREVIEW_SIZE)
-        self.bar.update_absolute(done, total, picture)
+            frames = self.pictures(few(preview, LOOP))
+            still, loop = ("JPEG", _strip(few(frames)), PREVIEW_SIZE), [_in_text(frame) for frame in frames]
+        self.bar.update_absolute(done, total, still)
         record = self.records[-1] if len(self.records) > self.told else None
         self.told = len(self.records)
-        tell("weft.run", done=done, total=total, record=record)
+        tell("weft.run", done=done, total=total, record=record, frames=loop)
         check()
+
+
+def _in_text(frame: Tensor) -> str:
+    """A frame [h, w, 3] as the address of a small picture that holds it."""
+    picture, file = Image.fromarray((frame * 255).byte().cpu().numpy()), BytesIO()
+    picture.thumbnail((LOOP_SIZE, LOOP_SIZE))
+    picture.save(file, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
 
 
 def _strip(frames: Tensor) -> Image.Image:

@@ -14,6 +14,7 @@ from ..vision.find import find
 from ..vision.prompts import read_frames, read_prompts, write_frames
 from ..vision.sam import CHECKPOINTS, DTYPES, load_segmenter
 from ..vision.segment import Choice, segment
+from ..vision.show import overlays
 from ..vision.track import WhenLost, track
 from . import sockets, view
 from .host import NodeMonitor
@@ -97,7 +98,8 @@ class WeftSAMMask(io.ComfyNode):
                     "positive",
                     default="",
                     multiline=True,
-                    tooltip="Points on the thing: 'x,y' in pixels, several separated by ';'. '5: 30,18' is at frame 5.",
+                    tooltip='Points on the thing, in pixels, as [{"x": 32, "y": 20}]: clicks into the picture write '
+                    "them. 'x,y; x,y' and, at frame 5, '5: x,y' are read too.",
                 ),
                 io.String.Input(
                     "negative",
@@ -258,4 +260,7 @@ class WeftTrackMask(io.ComfyNode):
         at = read_frames(frames, len(images))
         monitor = NodeMonitor(len(images) - len(at), lambda pictures: pictures)
         tracked = track(sam, images, mask, at=at, min_confidence=min_confidence, when_lost=when_lost, monitor=monitor)
-        return io.NodeOutput(tracked.masks, tracked.json, ui=ui.PreviewMask(tracked.masks, cls=cls))
+        shown = view.answer(
+            ui.PreviewMask(tracked.masks, cls=cls), **view.pictures(clip=overlays(images, tracked.masks))
+        )
+        return io.NodeOutput(tracked.masks, tracked.json, ui=shown)

@@ -5,7 +5,7 @@ import json
 from comfy_api.v0_0_2 import io
 
 from ..backbones.preview import LatentPreview
-from ..engine.check import check_edit, check_prompts
+from ..engine.check import check_edit, check_start
 from ..engine.edit import edit
 from ..engine.inversion import source_of
 from ..engine.words import Prompt
@@ -92,7 +92,7 @@ class WeftEditSampler(io.ComfyNode):
         if trajectory is not None:
             return []
         told, plan = _prompts(positive, negative), sockets.plan_or_empty(plan)
-        check_prompts(model, *told.values())
+        check_start(model, plan, *told.values())
         if source_latent is not None and source_prompt is not None:
             prompt = sockets.from_conditioning(source_prompt)
             clip = source_of(model, latents_of(source_latent), prompt, steps=ANY_STEPS)

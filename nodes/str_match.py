@@ -5,7 +5,9 @@ from typing import get_args
 from comfy_api.v0_0_2 import io, ui
 
 from ..methods import str_match, str_view
-from . import sockets
+from . import sockets, view
+from .host import NodeMonitor
+from .modifiers import latents_of
 
 
 class WeftSTRLatentOptimizer(io.ComfyNode):
@@ -111,7 +113,7 @@ class WeftPreviewSTRScore(io.ComfyNode):
             description="Shows what one point of the source is related to, frame by frame.",
             inputs=[
                 sockets.Model.Input("model", tooltip="The model the clip was inverted with."),
-                sockets.Trajectory.Input("trajectory", tooltip="The source, from an inversion."),
+                sockets.Trajectory.Input("trajectory", lazy=True, tooltip="The source, from an inversion."),
                 io.Float.Input("x", default=0.5, min=0.0, max=1.0, step=0.01, tooltip="The point: 0 left, 1 right."),
                 io.Float.Input("y", default=0.5, min=0.0, max=1.0, step=0.01, tooltip="The point: 0 top, 1 bottom."),
                 io.Float.Input(
@@ -129,12 +131,40 @@ class WeftPreviewSTRScore(io.ComfyNode):
                     default="all_but_finest",
                     tooltip="As in STR Latent Optimizer.",
                 ),
+                io.Latent.Input(
+                    "edit",
+                    optional=True,
+                    tooltip="The edit, from Edit Sampler: its score is shown beside the source's, in the source's own "
+                    "noise. Wants edit_prompt.",
+                ),
+                io.Conditioning.Input("edit_prompt", optional=True, tooltip="Describes the edit."),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The source in gray, with the score in color.")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, model, trajectory, x, y, noise, neighbours, levels):
-        frames = str_view.score_frames(model, trajectory, x=x, y=y, noise=noise, neighbours=neighbours, levels=levels)
-        return io.NodeOutput(frames, ui=ui.PreviewImage(frames, cls=cls))
+    def check_lazy_status(cls, model, levels, trajectory=None, edit=None, edit_prompt=None, **_):
+        """Asks for the trajectory once the model is known to have the attention."""
+        if (edit is None) != (edit_prompt is None):
+            raise ValueError(
+                "connect both edit and edit_prompt, or neither: the edit is looked at under its own prompt"
+            )
+        str_match.site_pairs(model.denoiser, levels)
+        return [] if trajectory is not None else ["trajectory"]
+
+    @classmethod
+    def execute(cls, model, trajectory, x, y, noise, neighbours, levels, edit=None, edit_prompt=None):
+        told = None if edit is None else (latents_of(edit), sockets.from_conditioning(edit_prompt))
+        how = {"noise": noise, "neighbours": neighbours, "levels": levels, "edit": told}
+        seen = str_view.look(model, trajectory, (x, y), **how, monitor=NodeMonitor(1))
+        shown = view.pictures(**seen.clips, heat=seen.heat[..., None])
+        facts = view.facts(
+            levels=seen.levels,
+            resolutions=seen.resolutions,
+            first=seen.first,
+            steps=trajectory.schedule.steps,
+            x=x,
+            y=y,
+        )
+        return io.NodeOutput(seen.painted, ui=view.answer(ui.PreviewImage(seen.painted, cls=cls), **shown, **facts))

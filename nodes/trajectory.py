@@ -45,8 +45,9 @@ class WeftSaveTrajectory(io.ComfyNode):
             display_name="Save Trajectory (Weft)",
             category="Weft/invert",
             description="Keeps an inversion on disk, to edit from it another day.",
+            **sockets.found_by("save inversion", "save latents"),
             inputs=[
-                sockets.Trajectory.Input("trajectory", tooltip="From an inversion, or from Add Noise."),
+                sockets.Trajectory.Input("trajectory", lazy=True, tooltip="From an inversion, or from Add Noise."),
                 io.String.Input(
                     "name",
                     default="trajectory",
@@ -59,6 +60,12 @@ class WeftSaveTrajectory(io.ComfyNode):
             ],
             is_output_node=True,
         )
+
+    @classmethod
+    def check_lazy_status(cls, name, trajectory=None):
+        """Asks for the trajectory once there is a file that it can go to."""
+        file_for(name, folder=FOLDER)
+        return [] if trajectory is not None else ["trajectory"]
 
     @classmethod
     def execute(cls, trajectory, name):
@@ -75,6 +82,7 @@ class WeftLoadTrajectory(io.ComfyNode):
             display_name="Load Trajectory (Weft)",
             category="Weft/invert",
             description="An inversion from disk, for the model and the prompt it was made with.",
+            **sockets.found_by("load inversion", "load latents"),
             inputs=[
                 sockets.Model.Input("model", tooltip="The model it was made with: another one is refused."),
                 io.Conditioning.Input("source_prompt", tooltip="The prompt it was made with: another one is refused."),

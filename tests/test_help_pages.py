@@ -9,6 +9,7 @@ import pytest
 from weft.tests.conftest import ROOT
 from weft.tests.schemas import schemas
 from weft.tests.test_pairs import REFUSED
+from weft.workflows.build import help as pages_by_language
 
 PAGES = ROOT / "web" / "docs"
 METHODS = {  # as tests/test_pairs.py calls them, without their settings -> node, as a user calls it
@@ -38,17 +39,22 @@ def test_description_and_tooltips(schema):
     assert not untold, f"no tooltip, or no whole sentence, at {untold}"
 
 
+def test_it_is_found_by_other_words_than_its_name(schema):
+    assert schema.search_aliases
+    assert all(word == word.lower() and word != schema.display_name.lower() for word in schema.search_aliases)
+
+
 def test_page_names_every_input_and_output(schema):
     text = (PAGES / f"{schema.node_id}.md").read_text()
     assert text.startswith(f"# {schema.display_name.removesuffix(' (Weft)')}\n")
-    rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    assert sorted(rows) == sorted(s.name for s in (*schema.inputs, *schema.outputs))
+    told = re.findall(r"^- `(\w+)` ", text, re.MULTILINE)
+    assert sorted(told) == sorted(s.name for s in (*schema.inputs, *schema.outputs))
 
 
 def test_page_gives_every_choice_and_default(schema):
-    text, _, _ = (PAGES / f"{schema.node_id}.md").read_text().partition("\n| output |")  # an output may share a name
+    text, _, _ = (PAGES / f"{schema.node_id}.md").read_text().partition("\n## Outputs\n")  # an output may share a name
     for slot in (s for s in schema.inputs if s.is_widget and s.name != "model"):
-        (row,) = re.findall(rf"^\| `{slot.name}` \|.*$", text, re.MULTILINE)
+        (row,) = re.findall(rf"^- `{slot.name}` .*$", text, re.MULTILINE)
         absent = [choice for choice in slot.details.get("options", ()) if f"`{choice}`" not in row]
         assert not absent, f"{slot.name}: the page does not mention {absent}"
         if slot.type in ("INT", "FLOAT"):
@@ -58,6 +64,34 @@ def test_page_gives_every_choice_and_default(schema):
 
 def test_no_page_without_a_node():
     assert sorted(p.stem for p in PAGES.glob("*.md")) == sorted(schemas())
+
+
+def test_pages_by_language_are_those_of_the_english_ones_and_the_locales():
+    made = pages_by_language.pages()
+    assert set(made) == set(PAGES.glob("*/*.md"))
+    stale = [str(page.relative_to(PAGES)) for page, text in made.items() if page.read_text(encoding="utf-8") != text]
+    assert not stale, "run `python -m weft.workflows.build.help`"
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.rglob("*.md")), ids=lambda page: str(page.relative_to(PAGES)))
+def test_a_page_fits_a_sidebar(page):
+    """About 250 pixels: a table does not; and links of pages to each other lead nowhere there."""
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"^\|", text, re.MULTILINE)
+    assert not re.search(r"\]\((?!https?://|pictures/)", text)
+
+
+@pytest.mark.parametrize("node_id", schemas())
+def test_a_page_has_one_picture(node_id):
+    (picture,) = re.findall(r"^!\[[^\]]+\]\((.*)\)$", (PAGES / f"{node_id}.md").read_text(), re.MULTILINE)
+    assert picture == f"pictures/{node_id}.webp"
+    assert (PAGES / picture).is_file()
+
+
+def test_pictures_are_small_and_none_is_left_over():
+    pictures = sorted((PAGES / "pictures").iterdir())
+    assert [p.stem for p in pictures] == sorted(schemas())
+    assert sum(p.stat().st_size for p in pictures) < 1_200_000
 
 
 def with_others(node_id):

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from PIL import Image
 
 from weft.backbones.known_models import KNOWN
 from weft.tests.conftest import ROOT
 from weft.tests.schemas import schemas
+from weft.workflows.build.cards import CARDS, SIDE, shows_its_graph
 from weft.workflows.build.graphs import GRAPHS
 
 FOLDER = ROOT / "workflows"
@@ -152,6 +154,22 @@ def test_clips_and_models_ship_or_the_loader_knows_where_they_are(api):
         if node["class_type"] in SHIPPED:
             assert node["inputs"]["model"].startswith("toyworld/")
             assert (ROOT / "toyworld" / "weights" / SHIPPED[node["class_type"]]).is_file()
+
+
+def test_a_card_says_what_it_does(name):
+    """ComfyUI shows nothing else of it but its file name."""
+    title, text = CARDS[name]
+    assert len(title) <= 27
+    assert text.endswith(".")
+    with Image.open(FOLDER / f"{name}.jpg") as card:
+        assert card.size == (SIDE, SIDE)
+    assert (FOLDER / f"{name}.jpg").stat().st_size < 50_000
+
+
+def test_a_card_shows_the_graph_alone_where_the_model_does_not_ship(name, api):
+    models = [node["inputs"].get("model", "") for node in api.values() if node["class_type"].startswith("WeftLoad")]
+    ships = bool(models) and all(str(model).startswith("toyworld/") for model in models)
+    assert shows_its_graph(name) != ships
 
 
 def test_is_what_the_build_says(name, api):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..vision.ports import Detector, Prompts, Segmenter
+from ..vision.segment import choose
 from . import scenes, world
 from .report import bootstrap_interval
 from .sam import iou, pick
@@ -93,11 +94,9 @@ def clicks(segmenter: Segmenter, pictures: Tensor, seen: Tensor, seed: int = SEE
 
 
 def _best(ask, point: list[float]) -> tuple[Tensor, float]:
-    """The mask that scores best, as the node takes it."""
-    candidates = ask(Prompts(points=(tuple(point),)))
-    filled = candidates.masks.flatten(1).any(1)
-    best = torch.where(filled, candidates.scores, -torch.inf).argmax()
-    return candidates.masks[best], candidates.scores[best].item()
+    """The mask that the node takes."""
+    prompts = Prompts(points=(tuple(point),))
+    return choose(ask(prompts), prompts)
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How measures are reported: the interval of a mean, and a picture of clips under each other."""
+"""How measures are reported: the interval of a mean, a picture of clips under each other, and clips side by side."""
 
 from __future__ import annotations
 
@@ -46,11 +46,7 @@ def contact_sheet(
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    clips = [_channels_last(row) for row in rows]
-    if len({clip.shape[1:] for clip in clips}) != 1:
-        raise ValueError(f"want clips of one picture size, got {[list(clip.shape) for clip in clips]}")
-    if labels is not None and len(labels) != len(clips):
-        raise ValueError(f"{len(labels)} labels for {len(clips)} rows")
+    clips = _of_one_size(rows, labels)
     height, width = (size * scale for size in clips[0].shape[1:3])
     gap, text = 2, 0 if labels is None else 14
     size = (max(len(clip) for clip in clips) * (width + gap) + gap, len(clips) * (height + text + gap) + gap)
@@ -61,10 +57,54 @@ def contact_sheet(
         if labels is not None:
             pen.text((gap, top), labels[i], fill="black", font=font)
         for j, frame in enumerate(clip):
-            picture = Image.fromarray((frame * 255).round().byte().numpy()).resize((width, height), Image.NEAREST)
-            sheet.paste(picture, (gap + j * (width + gap), top + text))
+            sheet.paste(_enlarged(frame, scale), (gap + j * (width + gap), top + text))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def side_by_side(
+    clips: Sequence[Tensor], path: str | Path, labels: Sequence[str], scale: int = 4, fps: float = 8
+) -> None:
+    """Writes a GIF that plays clips beside each other, over and over, a line of text above each.
+
+    Args:
+        clips: as the rows of `contact_sheet`; it ends with the shortest.
+        path: its folder is made if need be.
+
+    Raises:
+        ValueError: what `contact_sheet` refuses.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    clips = _of_one_size(clips, labels)
+    height, width = (size * scale for size in clips[0].shape[1:3])
+    gap, text, font, pages = 6, 22, ImageFont.load_default(15), []
+    for moment in zip(*clips):
+        page = Image.new("RGB", (len(clips) * (width + gap) + gap, height + text + gap), "white")
+        pen = ImageDraw.Draw(page)
+        for k, frame in enumerate(moment):
+            pen.text((gap + k * (width + gap), 2), labels[k], fill="black", font=font)
+            page.paste(_enlarged(frame, scale), (gap + k * (width + gap), text))
+        pages.append(page)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=round(1000 / fps), loop=0)
+
+
+def _enlarged(frame: Tensor, scale: int):
+    """A picture of a frame [H, W, 3], its pixels squares."""
+    from PIL import Image
+
+    picture = Image.fromarray((frame * 255).round().byte().numpy())
+    return picture.resize((picture.width * scale, picture.height * scale), Image.NEAREST)
+
+
+def _of_one_size(clips: Sequence[Tensor], labels: Sequence[str] | None) -> list[Tensor]:
+    clips = [_channels_last(clip) for clip in clips]
+    if len({clip.shape[1:] for clip in clips}) != 1:
+        raise ValueError(f"want clips of one picture size, got {[list(clip.shape) for clip in clips]}")
+    if labels is not None and len(labels) != len(clips):
+        raise ValueError(f"{len(labels)} labels for {len(clips)} rows")
+    return clips
 
 
 def _channels_last(clip: Tensor) -> Tensor:

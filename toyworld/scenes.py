@@ -119,10 +119,12 @@ def draw(
 
 def visible(scenes: Scenes) -> Tensor:
     """[n, 2, F, H, W] in 0..1: what each sprite covers of each pixel and the other does not hide; 0 if not shown."""
-    alpha = whole(scenes)
-    over = alpha.flip(1)
-    is_front = (torch.arange(MOST) == scenes.front[:, None])[:, :, None, None, None]
-    return torch.where(is_front, alpha, alpha * (1 - over))
+    return _unhidden(whole(scenes), scenes.front)
+
+
+def _unhidden(alpha: Tensor, front: Tensor) -> Tensor:
+    is_front = (torch.arange(MOST) == front[:, None])[:, :, None, None, None]
+    return torch.where(is_front, alpha, alpha * (1 - alpha.flip(1)))
 
 
 def whole(scenes: Scenes) -> Tensor:
@@ -138,7 +140,7 @@ def render(scenes: Scenes) -> tuple[Tensor, Tensor]:
     for k in (1 - scenes.front, scenes.front):  # the one behind, then the one in front
         color = world.COLOR_VALUES[scenes.color[rows, k]][:, None, :, None, None]
         video = torch.lerp(video, color, alpha[rows, k][:, :, None])
-    return video, visible(scenes)
+    return video, _unhidden(alpha, scenes.front)
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------

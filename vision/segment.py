@@ -41,7 +41,8 @@ def segment(
     Args:
         frames: [F, H, W, 3] in 0..1.
         asked: from `read_prompts`.
-        choice: of the candidates for a lone click: the one with the best score, or the smallest or largest.
+        choice: of the candidates for a lone click that hold it: the one with the best score, or the smallest or
+            largest.
 
     Raises:
         ValueError: a prompt outside the picture, a frame the clip does not have, or a prompt for which the model
@@ -59,7 +60,7 @@ def segment(
         frame = frame_of(frames, k)
         ask, mask, score = segmenter.look(frame), torch.zeros(frame.shape[:2], dtype=torch.bool), 1.0
         for prompts in things:
-            found, sure = choose(ask(prompts), choice)
+            found, sure = choose(ask(prompts), prompts, choice)
             if not found.any():
                 raise ValueError(f"{segmenter.name} finds nothing at {_place(prompts)} of frame {k}: click elsewhere")
             mask, score = mask | found, min(score, sure)
@@ -70,16 +71,27 @@ def segment(
     return Segmented(torch.stack(masks), tuple(asked), tuple(scores), torch.stack(pictures))
 
 
-def choose(candidates: Candidates, choice: Choice = "best") -> tuple[Tensor, float]:
-    """(mask [H, W] bool, its score) of the candidate that is not empty and the best, smallest or largest."""
-    i = index_of(candidates, choice)
+def choose(candidates: Candidates, prompts: Prompts, choice: Choice = "best") -> tuple[Tensor, float]:
+    """(mask [H, W] bool, its score) of the best, smallest or largest candidate: see `index_of`."""
+    i = index_of(candidates, prompts, choice)
     return candidates.masks[i].cpu(), candidates.scores[i].item()
 
 
-def index_of(candidates: Candidates, choice: Choice = "best") -> int:
-    areas = candidates.masks.flatten(1).sum(1).float().cpu()
+def index_of(candidates: Candidates, prompts: Prompts, choice: Choice = "best") -> int:
+    """Of the candidates that are not empty; and of those, where there are such, the ones with all points of the prompt
+    in them and none of those that are not on the thing: close to a border a model may think best of the neighbour."""
+    masks = candidates.masks.cpu()
+    areas = masks.flatten(1).sum(1).float()
     rank = {"best": candidates.scores.float().cpu(), "smallest": -areas, "largest": areas}[choice]
-    return torch.where(areas > 0, rank, -torch.inf).argmax().item()
+    fits = areas > 0
+    for points, on in ((prompts.points, True), (prompts.not_points, False)):
+        for x, y in points:
+            fits = fits & (masks[:, _pixel(y, masks.shape[1]), _pixel(x, masks.shape[2])] == on)
+    return torch.where(fits if fits.any() else areas > 0, rank, -torch.inf).argmax().item()
+
+
+def _pixel(place: float, size: int) -> int:
+    return min(max(round(place), 0), size - 1)
 
 
 def check_clip(frames: Tensor) -> None:

@@ -22,6 +22,11 @@ def overlay(frame: Tensor, mask: Tensor, things: Sequence[Prompts] = ()) -> Tens
     return drawn(tinted, boxes, points + [(point, OFF) for prompts in things for point in prompts.not_points])
 
 
+def overlays(frames: Tensor, masks: Tensor) -> Tensor:
+    """[F, H, W, 3] the same of a clip [F, H, W, 3] with a mask [F, H, W] for each frame."""
+    return torch.stack([overlay(frame, mask) for frame, mask in zip(frames, masks)])
+
+
 def drawn(frame: Tensor, boxes: Sequence[Box], points: Sequence[tuple] = ()) -> Tensor:
     """[H, W, 3] float32 on the CPU: a copy of a frame, with boxes and ((x, y), color) points; later ones on top."""
     import cv2

@@ -165,7 +165,7 @@ class _Asking:
 
         def rated(prompts: Prompts) -> tuple[float, Tensor, Tensor]:
             candidates = ask(prompts)
-            i = index_of(candidates)
+            i = index_of(candidates, prompts)
             mask = candidates.masks[i].cpu()
             return _confidence(candidates, i, frame, mask, color), mask, candidates.raw[i]
 

@@ -1,6 +1,6 @@
 // Edit Candidates: the best one is clicked, and its number goes into `choice`.
 import { app } from "../../scripts/app.js";
-import { Player, forNodes, set, widgetOf } from "./weft/player.js";
+import { Player, forNodes, set, widgetOf, write } from "./weft/player.js";
 
 class Candidates extends Player {
   constructor(node) {
@@ -48,10 +48,7 @@ class Candidates extends Player {
       context.lineWidth = 4;
       context.strokeStyle = i === chosen ? "#0f3" : "transparent";
       context.strokeRect(box.x, box.y, w, h);
-      context.font = "bold 13px sans-serif";
-      Object.assign(context, { textAlign: "left", fillStyle: "#fff", strokeStyle: "#000", lineWidth: 3 });
-      context.strokeText(i, box.x + 5, box.y + 15);
-      context.fillText(i, box.x + 5, box.y + 15);
+      write(context, i, box.x + 5, box.y + 15, "#fff");
     });
   }
 }

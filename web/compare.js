@@ -1,6 +1,6 @@
 // Compare Videos: a divider to be moved, side by side, or the difference.
 import { app } from "../../scripts/app.js";
-import { Player, button, forNodes } from "./weft/player.js";
+import { Player, button, forNodes, write } from "./weft/player.js";
 
 const WAYS = ["wipe", "side by side", "difference"];
 
@@ -28,6 +28,12 @@ class Comparer extends Player {
   }
 
   key(event) {
+    const move = { a: -0.05, d: 0.05 }[event.key];
+    if (move) {
+      this.divider = Math.max(0, Math.min(1, this.divider + move));
+      this.paint();
+      return true;
+    }
     const way = Number(event.key) - 1;
     if (!(way in WAYS)) return super.key(event);
     this.choose(way);
@@ -58,11 +64,8 @@ class Comparer extends Player {
     context.restore();
     context.fillStyle = "#fff";
     context.fillRect(x - 1, 0, 2, this.canvas.height);
-    for (const [text, side, align] of [["a", x - 6, "right"], ["b", x + 6, "left"]]) {
-      context.font = "bold 13px sans-serif";
-      context.textAlign = align;
-      context.fillText(text, side, 16);
-    }
+    write(context, "a", x - 6, 16, "#fff", "right");
+    write(context, "b", x + 6, 16, "#fff");
   }
 }
 

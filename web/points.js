@@ -1,7 +1,7 @@
 // Click to mask, on SAM Mask: a click is a point on the thing, with shift or the right button one beside it, a drag a
 // box. They live in the node's own text widgets, so in the workflow; "Mask" runs the node alone.
 import { app } from "../../scripts/app.js";
-import { Player, button, forNodes, runAlone, set, urlOf, widgetOf } from "./weft/player.js";
+import { Player, button, canvasOf, forNodes, pixelsOf, runAlone, set, urlOf, widgetOf } from "./weft/player.js";
 
 const DRAG = 5; // pixels of the screen that make a box of a click
 const TEXTS = ["positive", "negative", "boxes"];
@@ -47,7 +47,7 @@ class Clicker extends Player {
       button("Undo", "Take the last click back (Backspace)", () => this.undo()),
       button("Clear", "Take all clicks away", () => (TEXTS.forEach((name) => this.set(name, [])), this.paint())),
     );
-    this.canvas.title = "Click: a point on the thing. Shift-click or right click: not on it. Drag: a box.";
+    this.canvas.title = "Click: a point on the thing. Shift-click or right click: not on it. Drag: a box. Keys: w a s d, x, X.";
     this.canvas.addEventListener("pointerdown", (event) => this.down(event));
     this.canvas.addEventListener("pointermove", (event) => this.from && ((this.to = this.place(event)), this.paint()));
     this.canvas.addEventListener("pointerup", (event) => this.up(event));
@@ -106,7 +106,7 @@ class Clicker extends Player {
   }
 
   down(event) {
-    if (this.at("clip") && this.pixel(event, this.at("clip"))) this.from = this.to = this.place(event);
+    if (this.at("clip")) this.from = this.to = this.place(event);
     this.canvas.setPointerCapture?.(event.pointerId);
   }
 
@@ -120,13 +120,20 @@ class Clicker extends Player {
       Math.max(0, Math.min(image.naturalHeight - 1, Math.floor((y - box.y) / box.scale))),
     ];
     const [a, b] = [pixel(from), pixel(end)];
-    if (Math.hypot(end[0] - from[0], end[1] - from[1]) > DRAG && a[0] !== b[0] && a[1] !== b[1]) {
+    this.dragged = Math.hypot(end[0] - from[0], end[1] - from[1]) > DRAG && a[0] !== b[0] && a[1] !== b[1];
+    if (this.dragged) {
       const low = [0, 1].map((i) => Math.min(a[i], b[i])), high = [0, 1].map((i) => Math.max(a[i], b[i]) + 1);
-      this.add("boxes", [...low, ...high]);
-    } else this.add(event.shiftKey || event.button === 2 ? "negative" : "positive", b);
+      this.note("boxes", [...low, ...high]);
+    } else if (event.button === 2) this.picked(end, true);
   }
 
-  add(name, numbers) {
+  /** A click, which follows the end of a drag as well. */
+  pick(at, _, shift) {
+    if (!this.dragged) this.note(shift ? "negative" : "positive", at.map(Math.floor));
+    this.dragged = false;
+  }
+
+  note(name, numbers) {
     this.undone.push(name);
     this.set(name, [...this.found(name), { numbers, frame: this.written }]);
     this.paint();
@@ -184,17 +191,9 @@ class Clicker extends Player {
 /** A mask, white on black, as pink on nothing. */
 function tinted(mask) {
   if (mask.tinted) return mask.tinted;
-  const { naturalWidth: width, naturalHeight: height } = mask;
-  const made = Object.assign(document.createElement("canvas"), { width, height });
-  const context = made.getContext("2d");
-  context.drawImage(mask, 0, 0);
-  const pixels = context.getImageData(0, 0, width, height);
-  for (let i = 0; i < pixels.data.length; i += 4) {
-    const on = pixels.data[i];
-    pixels.data.set([255, 0, 204, on], i);
-  }
-  context.putImageData(pixels, 0, 0);
-  return (mask.tinted = made);
+  const pixels = pixelsOf(mask);
+  for (let i = 0; i < pixels.data.length; i += 4) pixels.data.set([255, 0, 204, pixels.data[i]], i);
+  return (mask.tinted = canvasOf(pixels));
 }
 
 forNodes(app, "points", "WeftSAMMask", (node) => new Clicker(node));

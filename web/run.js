@@ -1,37 +1,43 @@
-// The samplers: how the run goes. Loss and gradient of each step, and how far a step moves the latent, against what is
-// healthy; with a plain word where it is not.
+// The samplers: how the run goes. A loop of what the clip is becoming; loss and gradient of each step, and how far a step
+// moves the latent, against what is healthy; with a plain word where it is not.
 import { app } from "../../scripts/app.js";
-import { api } from "../../scripts/api.js";
-import { addView, element, forNodes } from "./weft/player.js";
+import { addView, element, forNodes, whileRunning } from "./weft/player.js";
 
 const HEALTHY = [0.0005, 0.05]; // share of the latent that a step of guidance should move
 const LINES = [["loss", "#6cf"], ["gradient", "#fc6"], ["relative_step", "#8f8"]];
-const HEIGHT = 130;
+const HEIGHT = 130, LEFT = 46, BOTTOM = 16; // pixels, of it all and for the axes
+const FPS = 8;
 
 class RunView {
   constructor(node) {
-    Object.assign(this, { node, records: [], done: 0, total: 0 });
+    Object.assign(this, { node, records: [], done: 0, total: 0, loop: [], frame: 0 });
     this.canvas = element("canvas", { style: { width: "100%", flex: "1 1 0", minHeight: "0", display: "block" } });
     this.words = element("div", { style: { font: "12px sans-serif", padding: "2px 0" }, textContent: "Not run yet." });
     const style = { display: "flex", flexDirection: "column", height: "100%", minHeight: `${HEIGHT}px` };
     this.root = element("div", { style, className: "weft-view" }, this.canvas, this.words);
     addView(node, this.root, HEIGHT);
-    const listen = ({ detail }) => String(detail.node) === String(node.id) && this.progress(detail);
-    api.addEventListener("weft.run", listen);
+    whileRunning(node, (told) => this.progress(told), () => this.rest());
     this.observer = new ResizeObserver(() => this.paint());
     this.observer.observe(this.canvas);
     const removed = node.onRemoved;
-    node.onRemoved = (...given) => {
-      api.removeEventListener("weft.run", listen);
-      this.observer.disconnect();
-      removed?.apply(node, given);
-    };
+    node.onRemoved = (...given) => (this.observer.disconnect(), removed?.apply(node, given));
   }
 
-  progress({ done, total, record }) {
+  progress({ done, total, record, frames }) {
     if (done <= 1) this.records = [];
     Object.assign(this, { done, total });
     if (record) this.records.push(record);
+    if (frames?.length) {
+      this.loop = frames.map((src) => Object.assign(new Image(), { src }));
+      this.playing ??= setInterval(() => (this.frame++, this.paint()), 1000 / FPS);
+    }
+    this.paint();
+  }
+
+  /** The run is over: what comes of it is shown elsewhere. */
+  rest() {
+    clearInterval(this.playing);
+    Object.assign(this, { playing: undefined, loop: [] });
     this.paint();
   }
 
@@ -60,24 +66,56 @@ class RunView {
     context.fillRect(0, height - 3, width, 3);
     context.fillStyle = "#6af";
     context.fillRect(0, height - 3, this.total ? (width * this.done) / this.total : 0, 3);
-    LINES.forEach(([name, color], i) => this.line(context, name, color, i, width, height - 8));
+    const free = this.picture(context, width, height - 4);
+    const curves = LINES.filter(([name]) => this.values(name).length);
+    curves.forEach(([name, color], i) => {
+      const high = (height - 4 - BOTTOM) / curves.length;
+      this.curve(context, name, color, { left: LEFT, top: i * high + 2, width: free - LEFT - 4, height: high - 5 });
+    });
+    if (curves.length) this.steps(context, { left: LEFT, width: free - LEFT - 4 }, height - 4 - BOTTOM);
   }
 
-  /** One curve in a strip of its own, on a logarithmic scale where all is positive. */
-  line(context, name, color, strip, width, height) {
-    const values = this.records.map((r) => r[name]).filter(Number.isFinite);
-    if (!values.length) return;
-    const scale = values.every((v) => v > 0) ? Math.log : (v) => v;
-    const [top, high] = [(strip * height) / LINES.length, height / LINES.length - 4];
-    const low = Math.min(...values.map(scale)), range = Math.max(...values.map(scale)) - low || 1;
+  /** The loop, at the right; returns the width that is left. */
+  picture(context, width, height) {
+    const image = this.loop[this.frame % this.loop.length];
+    if (!image?.naturalWidth) return width;
+    const scale = Math.min(height / image.naturalHeight, width / 2 / image.naturalWidth);
+    const wide = image.naturalWidth * scale;
+    context.imageSmoothingEnabled = scale < 1;
+    context.drawImage(image, width - wide, 0, wide, image.naturalHeight * scale);
+    return width - wide - 4;
+  }
+
+  values(name) {
+    return this.records.map((r) => r[name]).filter(Number.isFinite);
+  }
+
+  /** One curve with its axis, on a logarithmic scale where all is positive. */
+  curve(context, name, color, { left, top, width, height }) {
+    const values = this.values(name), scale = values.every((v) => v > 0) ? Math.log : (v) => v;
+    const [least, most] = [Math.min(...values), Math.max(...values)], low = scale(least), range = scale(most) - low || 1;
+    Object.assign(context, { strokeStyle: "#777", fillStyle: "#aaa", lineWidth: 1, font: "10px sans-serif", textAlign: "right" });
+    context.strokeRect(left + 0.5, top + 0.5, width, height);
+    context.fillText(+most.toPrecision(4), left - 3, top + 9);
+    if (most > least) context.fillText(+least.toPrecision(4), left - 3, top + height);
     context.beginPath();
-    values.forEach((v, i) => {
-      const x = (width * (i + 0.5)) / Math.max(this.total, values.length);
-      context.lineTo(x, top + high - 2 - ((scale(v) - low) / range) * (high - 4));
-    });
-    Object.assign(context, { strokeStyle: color, fillStyle: color, lineWidth: 1.5, font: "11px sans-serif", textAlign: "left" });
+    values.forEach((v, i) => context.lineTo(left + this.share(i) * width, top + height - 3 - ((scale(v) - low) / range) * (height - 6)));
+    Object.assign(context, { strokeStyle: color, fillStyle: color, lineWidth: 1.5, textAlign: "left" });
     context.stroke();
-    context.fillText(`${name.replace("_", " ")} ${values.at(-1).toPrecision(3)}`, 4, top + 11);
+    context.fillText(`${name.replace("_", " ")} ${+values.at(-1).toPrecision(4)}`, left + 4, top + 11);
+  }
+
+  share(i) {
+    return (i + 0.5) / Math.max(this.total, this.records.length);
+  }
+
+  /** The axis of all curves: steps. */
+  steps(context, { left, width }, top) {
+    const count = Math.max(this.total, this.records.length);
+    Object.assign(context, { fillStyle: "#aaa", font: "10px sans-serif", textAlign: "center" });
+    for (const i of new Set([0, Math.floor((count - 1) / 2), count - 1])) context.fillText(i + 1, left + this.share(i) * width, top + 11);
+    context.textAlign = "right";
+    context.fillText("step", left - 3, top + 11);
   }
 }
 

@@ -1,13 +1,13 @@
 // Preview Words: FateZero's mask of the words, with the threshold live.
 import { app } from "../../scripts/app.js";
-import { Player, button, element, forNodes, set, widgetOf } from "./weft/player.js";
+import { Player, button, canvasOf, element, forNodes, pixelsOf, set, widgetOf } from "./weft/player.js";
 
 class Words extends Player {
   constructor(node) {
     super(node, { height: 300, hint: "Run once to see where the words look." });
     Object.assign(this, { words: [], word: -1 });
     const threshold = widgetOf(node, "threshold");
-    this.slider = element("input", { type: "range", min: 0, max: 1, step: 0.01, value: threshold.value, title: "Threshold" });
+    this.slider = element("input", { type: "range", min: 0, max: 1, step: 0.01, value: threshold.value, title: "Threshold (- and +)" });
     this.number = element("span", { style: { font: "12px monospace" }, textContent: threshold.value });
     this.slider.addEventListener("input", () => (set(node, "threshold", +this.slider.value), this.moved()));
     const called = threshold.callback;
@@ -19,6 +19,13 @@ class Words extends Player {
   moved() {
     this.slider.value = this.number.textContent = widgetOf(this.node, "threshold").value;
     this.paint();
+  }
+
+  key(event) {
+    const move = { "-": -0.01, "+": 0.01 }[event.key];
+    if (!move) return super.key(event);
+    set(this.node, "threshold", Math.round(100 * Math.max(0, Math.min(1, +this.slider.value + move))) / 100);
+    return true;
   }
 
   told(message, { words }) {
@@ -44,15 +51,10 @@ class Words extends Player {
 
 /** Red where a gray picture is over a threshold of 0..1. */
 function above(map, threshold) {
-  const { naturalWidth: width, naturalHeight: height } = map;
-  const made = Object.assign(document.createElement("canvas"), { width, height });
-  const context = made.getContext("2d");
-  context.drawImage(map, 0, 0);
-  const pixels = context.getImageData(0, 0, width, height);
+  const pixels = pixelsOf(map);
   for (let i = 0; i < pixels.data.length; i += 4)
     pixels.data.set([255, 64, 51, pixels.data[i] > 255 * threshold ? 255 : 0], i);
-  context.putImageData(pixels, 0, 0);
-  return made;
+  return canvasOf(pixels);
 }
 
 forNodes(app, "words", "WeftPreviewWords", (node) => new Words(node));

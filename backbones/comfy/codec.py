@@ -20,13 +20,23 @@ log = logging.getLogger(__name__)
 class ComfyCodec:
     """See `Codec`. Latents on a wire: [F, C, h, w], or [1, C, F, h, w] for a VAE of video."""
 
-    def __init__(self, name: str, vae, latent_format, layout: Layout, check: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        name: str,
+        vae,
+        latent_format,
+        layout: Layout,
+        check: Callable[[], None] = lambda: None,
+        channels: int | None = None,
+    ):
         """
         Args:
             latent_format: core's, of the network: how wire latents become its own.
             check: cancel point.
+            channels: of the picture's latents, where the format says another number.
         """
         self.name, self.vae, self.format, self.layout, self.check = name, vae, latent_format, layout, check
+        self.channels = channels or latent_format.latent_channels
         self.takes = table_of(vae)
 
     @cached_property
@@ -50,13 +60,15 @@ class ComfyCodec:
             )
         if not count:
             raise ValueError("want a clip of at least 1 frame, got none: is this an unreadable video?")
-        fits = self.takes.pixel_frames(self.takes.latent_frames(count))
-        if fits > count:
-            fits = self.takes.pixel_frames(self.takes.latent_frames(count) - 1)
+        fits = self.takes.fitting(count)
+        if fits < count:
+            filled = self.takes.filled(count)
             log.warning(
-                "%s takes clips of %s frames: of %d the last %d are left out",
+                "%s takes clips of %d or %d frames: of %d the last %d are left out; Prepare Clip can fill them up "
+                "instead",
                 self.name,
-                ", ".join(str(self.takes.pixel_frames(t)) for t in (1, 2, 3)) + " ...",
+                fits,
+                filled,
                 count,
                 count - fits,
             )
@@ -65,7 +77,20 @@ class ComfyCodec:
             made = self.vae.encode(frames[:fits])
         return ordinary(made.float().cpu())
 
+    def apart(self, latents) -> tuple[Tensor, Tensor]:
+        """(the picture's wire latents, those of audio), of a latent that core packs."""
+        streams = latents.unbind()
+        if len(streams) != 2:
+            raise ValueError(f"want latents of a picture, or of a picture and audio, got {len(streams)} streams")
+        return streams[0], ordinary(streams[1]).cpu()
+
+    def joined(self, picture: Tensor, beside: Tensor):
+        from comfy.nested_tensor import NestedTensor  # core that packs latents has it
+
+        return NestedTensor([picture, beside])
+
     def decode(self, latents: Tensor) -> Tensor:
+        latents = self.apart(latents)[0] if getattr(latents, "is_nested", False) else latents
         self._require_latents(latents)
         if not torch.isfinite(latents).all():
             raise ValueError("the latents hold NaN or infinity, which would decode to black frames")
@@ -87,9 +112,7 @@ class ComfyCodec:
 
     def _require_latents(self, latents: Tensor) -> None:
         want = "[1, {}, F, h, w]" if self.video else "[F, {}, h, w]"
-        channels = self.format.latent_channels
-        if getattr(latents, "is_nested", False):
-            raise ValueError(f"'{self.name}' edits video alone, and these latents hold audio too")
+        channels = self.channels
         clips = len(latents) if self.video else 1
         if latents.ndim != (5 if self.video else 4) or latents.shape[1] != channels or clips != 1:
             raise ValueError(
@@ -112,6 +135,8 @@ def table_of(vae) -> Layout:
     ratio = vae.upscale_ratio
     if not isinstance(ratio, tuple):
         return Layout(int(ratio))
+    if type(getattr(vae, "first_stage_model", None)).__name__ == "MiniMaxH3VideoVAE":
+        return Layout(int(ratio[-1]), 4, True, again=5, last=2)  # 1, 4, 4, 4, 4 frames, and so on; 17k + 5 in all
     one, two = ratio[0](1), ratio[0](2)
     return Layout(int(ratio[-1]), int(two - one), one == 1 and two - one > 1)
 

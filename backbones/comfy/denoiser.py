@@ -95,18 +95,50 @@ class ComfyDenoiser:
         body: Callable[[Predict], T],
         *,
         reserve: int = 0,
+        beside: Tensor | None = None,
     ) -> T:
+        return self.inside(prompts, latents, schedule, lambda network: body(network.predict), reserve, beside)
+
+    def inside(
+        self,
+        prompts: Sequence[Prompt],
+        latents: Tensor,
+        schedule: Schedule,
+        body: Callable[[Network], T],
+        reserve: int,
+        beside: Tensor | None,
+    ) -> T:
+        """See `session`; `body` is given the network itself."""
+        self._require_audio(beside)
         named = {f"{identity(p)}": conditioning_of(p) for p in prompts}
         wire = self.model.process_latent_out(self.native(latents).float())
         sigmas = [*(self.sampling.sigma(schedule.label(k)) for k in range(schedule.steps, 0, -1)), 0.0]
 
         def inside(there: Inside) -> T:
-            return body(_Network(self, there, len(latents)).predict)
+            return body(Network(self, there, len(latents)))
 
-        return run_inside(self.patcher, named, wire, torch.tensor(sigmas), inside, reserve)
+        try:
+            return run_inside(self.patcher, named, wire, torch.tensor(sigmas), inside, reserve, beside)
+        except KeyError as error:
+            if error.args != ("pooled_output",):
+                raise
+            raise ValueError(
+                f"'{self.name}' also reads a text as a whole (pooled_output), and a prompt here has none: encode it "
+                "with this model's own CLIP, by Encode Prompt or CLIP Text Encode"
+            ) from error
+
+    def _require_audio(self, beside: Tensor | None) -> None:
+        """ValueError where the latents lack audio that the network must have, or have some that it does not know."""
+        if beside is None and self.family.audio == "must":
+            raise ValueError(
+                f"'{self.name}' makes audio with its video, and these latents have none: encode the clip's audio with "
+                "its audio VAE, and join both with ComfyUI's own node"
+            )
+        if beside is not None and self.family.audio == "none":
+            raise ValueError(f"'{self.name}' edits video alone, and these latents hold audio too: separate them first")
 
 
-class _Network:
+class Network:
     """The network inside one sampling run."""
 
     def __init__(self, denoiser: ComfyDenoiser, there: Inside, frames: int):
@@ -142,9 +174,11 @@ class _Network:
             if graph:
                 stack.enter_context(scope())
             options = self.there.options.get("transformer_options", {})
-            if denoiser.sites and (plan.acting_at("attention") or plan.acting_at("feature")):
+            acting = denoiser.sites and (plan.acting_at("attention") or plan.acting_at("feature"))
+            if acting:
                 options = stack.enter_context(denoiser.family.tapped(options, one))
-            clean = self.there.clean(conditionings, x, sigma, options, one.turn)
+            how = {"one_row": denoiser.family.one_row, "ours": bool(graph or acting)}
+            clean = self.there.clean(conditionings, x, sigma, options, one.turn, **how)
         return [sampling.output(z, denoiser.engine(x0), sigma).float() for x0 in clean]
 
     def _encoded(self, evaluation: Evaluation, row: Row) -> Conditioning:

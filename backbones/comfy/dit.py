@@ -1,4 +1,4 @@
-"""Core's video transformers (Wan, LTX-Video, HunyuanVideo, Mochi): all tokens of a clip attend to each other.
+"""Core's video transformers: all tokens of a clip attend to each other. Which there are: `transformers.py`.
 
 seams    core's `dit` patches wrap each block, which so is told its name by a copy of its options; core's attention
          override acts on the calls inside it, told apart by their order. What others put there stays within ours
@@ -35,13 +35,10 @@ class Layers:
     calls: tuple[Literal["joint", "cross"] | None, ...]  # None: one that is no place for controls
     patch: int = 1  # latent cells in a token, along each side
     others: Literal["first", "last"] = "first"  # where tokens stand that are not of the picture
-
-
-WAN = Layers((("blocks", "double_block"),), ("joint", "cross"), patch=2)
-WAN_OF_PICTURES = replace(WAN, calls=("joint", None, "cross"))
-LTX = Layers((("transformer_blocks", "double_block"),), ("joint", "cross"), others="last")
-HUNYUAN = Layers((("double_blocks", "double_block"), ("single_blocks", "single_block")), ("joint",), patch=2)
-MOCHI = Layers((("blocks", "double_block"),), ("joint",), patch=2, others="last")
+    patch_in_time: int = 1  # latent frames in a token
+    one_row: bool = False  # takes a batch of one
+    audio: Literal["none", "may", "must"] = "none"  # what may or must stand beside the picture in its latents
+    channels: int | None = None  # of the picture's latents, where the format says something else
 
 
 @dataclass
@@ -61,6 +58,7 @@ class Transformer:
 
     def __init__(self, network: nn.Module, layers: Layers):
         self.network, self.layers = network, layers
+        self.one_row, self.audio, self.channels = layers.one_row, layers.audio, layers.channels
         self._sites: dict[tuple[Key, int], Site] = {}  # by block, and number of the call in it
         for attribute, kind in layers.lists:
             for index in range(len(getattr(network, attribute))):
@@ -82,7 +80,7 @@ class Transformer:
     def grid(self, place: Site | Block, shape: Sequence[int]) -> tuple[int, int, int]:
         """Odd sizes are filled up to whole tokens."""
         frames, _, h, w = shape[-4:]
-        return frames, -(-h // self.layers.patch), -(-w // self.layers.patch)
+        return -(-frames // self.layers.patch_in_time), -(-h // self.layers.patch), -(-w // self.layers.patch)
 
     @contextmanager
     def tapped(self, options: dict, one: Pass) -> Iterator[dict]:
@@ -118,20 +116,19 @@ class Transformer:
 
     def _kept_small(self, one: Pass, key: Key, inner: Callable[[dict, Place], dict], args: dict) -> dict:
         """The same with gradients; controls that only look are shown calls that gradients pass."""
-        names = [name for name in STREAMS if isinstance(args.get(name), Tensor)]
         made: list[tuple[dict, dict[str, Attention]]] = []  # of the forward pass: all that it gave
 
         def body(*streams: Tensor) -> tuple[Tensor, ...]:
             place = Place(key, read={})
-            out = inner({**args, **dict(zip(names, streams))}, place)
+            out = inner({**args, **_streams_of(args, iter(streams))}, place)
             if not made:
                 made.append((out, place.read))
             read = [x.clone() for attention in place.read.values() for x in (attention.q, attention.k)]
-            return (*(out[name] for name in STREAMS if name in out), *read)
+            return (*_flat(out), *read)
 
-        outputs = iter(recomputed(body, one.scope, *(args[name] for name in names)))
+        outputs = iter(recomputed(body, one.scope, *_flat(args)))
         ((out, read),) = made
-        out = {**out, **{name: next(outputs) for name in STREAMS if name in out}}
+        out = {**out, **_streams_of(out, outputs)}
         for layer, attention in read.items():
             one.look(self._named[layer], replace(attention, q=next(outputs), k=next(outputs)))
         return out
@@ -169,6 +166,25 @@ class Transformer:
         return torch.arange(count, device=whole.q.device).roll(after)
 
 
+def _flat(args: dict) -> list[Tensor]:
+    """The streams among a block's arguments. One that has a part for audio is a tuple."""
+    return [x for name in STREAMS if args.get(name) is not None for x in _parts(args[name])]
+
+
+def _streams_of(args: dict, streams: Iterator[Tensor]) -> dict:
+    """The same, in the form that they have there."""
+    made = {}
+    for name in STREAMS:
+        if args.get(name) is not None:
+            parts = tuple(next(streams) for _ in _parts(args[name]))
+            made[name] = parts[0] if isinstance(args[name], Tensor) else parts
+    return made
+
+
+def _parts(stream: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (stream,) if isinstance(stream, Tensor) else tuple(stream)
+
+
 def _of_picture(whole: Attention, site: Site, order: Tensor, tokens: int) -> Attention:
     """The call of the picture's queries alone; in joint attention its keys come last."""
     q = whole.q.index_select(whole.axis, order[-tokens:])
@@ -200,23 +216,3 @@ def _rows(mask: Tensor | None, count: int, at: Tensor) -> Tensor | None:
     if mask is None or mask.ndim < 2 or mask.shape[-2] != count:
         return mask
     return mask.index_select(-2, at)
-
-
-def wan(network: nn.Module) -> Transformer:
-    """Text to video; image to video has one call more in a block, on the picture's tokens."""
-    with_pictures = hasattr(network.blocks[0].cross_attn, "k_img")
-    return Transformer(network, WAN_OF_PICTURES if with_pictures else WAN)
-
-
-def hunyuan(network: nn.Module) -> Transformer:
-    """Older core has the text after the picture."""
-    after = getattr(network.double_blocks[0], "flipped_img_txt", False)
-    return Transformer(network, replace(HUNYUAN, others="last" if after else "first"))
-
-
-def ltx(network: nn.Module) -> Transformer:
-    return Transformer(network, LTX)
-
-
-def mochi(network: nn.Module) -> Transformer:
-    return Transformer(network, MOCHI)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import nn
 
@@ -19,6 +19,9 @@ class Family(Protocol):
     """The places of one network, and how controls get to them."""
 
     framewise: bool  # frames are a batch of pictures that do not see each other
+    one_row: bool  # it takes one row at a time
+    audio: Literal["none", "may", "must"]  # what stands beside the picture in its latents
+    channels: int | None  # of the picture's latents; None: as core's format says
     sites: tuple[Site, ...]
     blocks: tuple[Block, ...]
 
@@ -35,6 +38,7 @@ class Unknown:
     """A network of a class that is not in the table."""
 
     sites, blocks = (), ()
+    one_row, audio, channels = False, "may", None
 
     def __init__(self, network: nn.Module, framewise: bool):
         self.framewise = framewise
@@ -56,15 +60,20 @@ def family_of(network: nn.Module, framewise: bool) -> Family:
 
 
 def _families() -> dict[str, Callable[[nn.Module], Family]]:
-    from . import dit
+    from . import transformers
     from .unet import UNet
 
     return {
         "UNetModel": UNet,
-        "WanModel": dit.wan,
-        "LTXVModel": dit.ltx,
-        "HunyuanVideo": dit.hunyuan,
-        "AsymmDiTJoint": dit.mochi,
+        "WanModel": transformers.wan,
+        "VaceWanModel": transformers.wan,
+        "CameraWanModel": transformers.wan,
+        "LTXVModel": transformers.ltx,
+        "LTXAVModel": transformers.ltx_audio,
+        "HunyuanVideo": transformers.hunyuan,
+        "AsymmDiTJoint": transformers.mochi,
+        "CogVideoXTransformer3DModel": transformers.cogvideox,
+        "MiniMaxH3Model": transformers.h3,
     }
 
 

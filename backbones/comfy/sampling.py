@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...engine.schedule import Prediction, Schedule
 
+UNSCALED = getattr(kinds, "V_PREDICTION_DDPM", None)  # newer core has it
 FLOW_SPACING = "simple"  # core's own name for the sigmas that flow models are sampled with
 
 
@@ -87,16 +88,23 @@ class Sampling:
 
     def noisy(self, latents: Tensor, sigma: float) -> Tensor:
         """The engine's latents at a level -> core's."""
-        return latents if self.prediction == "flow" else latents * (1 + sigma**2) ** 0.5
+        return latents if self.as_trained else latents * (1 + sigma**2) ** 0.5
+
+    @property
+    def as_trained(self) -> bool:
+        """Whether the network is given the latents that it was trained with, and not ones in sigma's space: flow
+        models, and CogVideoX, whatever space core's samplers are in."""
+        return self.prediction == "flow" or (UNSCALED is not None and isinstance(self.model, UNSCALED))
 
     def output(self, latents: Tensor, clean: Tensor, sigma: float) -> Tensor:
         """What the network says of the engine's latents at a level, from its x0."""
-        if self.prediction == "flow":
-            return (latents - clean) / sigma
-        signal = (1 + sigma**2) ** -0.5
-        if self.prediction == "v_prediction":
-            return (signal * latents - clean) / (sigma * signal)
-        return (latents / signal - clean) / sigma
+        x = self.noisy(latents, sigma)
+        if self.prediction != "v_prediction":
+            return (x - clean) / sigma
+        # In float32, as core has it: what is left stands over a sigma that may be small.
+        past = torch.tensor(sigma) ** 2 + 1
+        root = (past**0.5).item()
+        return (x / (root if self.as_trained else past.item()) - clean) * (root / sigma)
 
 
 def _prediction(name: str, sampling: nn.Module) -> Prediction:
@@ -108,6 +116,8 @@ def _prediction(name: str, sampling: nn.Module) -> Prediction:
         kinds.V_PREDICTION: "v_prediction",
         kinds.CONST: "flow",
     }
+    if UNSCALED is not None:
+        known[UNSCALED] = "v_prediction"
     discrete = hasattr(sampling, "log_sigmas")
     if told and told[0] in known and (discrete or told[0] is kinds.CONST):
         return known[told[0]]

@@ -10,7 +10,8 @@ from torch import Tensor
 from ...engine.words import Prompt
 
 ANY = ""  # the encoder of a conditioning that core or another pack made: it does not say who read the text
-END_OF_WORD = "</w>"
+END_OF_WORD, END_OF_TEXT = "</w>", "<|endoftext|>"
+CLIPS = {"l", "g", "h"}  # as core names them
 
 
 def prompt_of(conditioning: list, text: str = "", tokens: tuple[str, ...] = (), encoder: str = ANY) -> Prompt:
@@ -76,8 +77,14 @@ class ComfyText:
         return prompt_of(self.clip.encode_from_tokens_scheduled(tokens), text, self._texts(tokens))
 
     def _texts(self, tokens: dict) -> tuple[str, ...]:
-        """The text at each position, a space after a word's end, where one CLIP-L read it; () for other encoders."""
-        if list(tokens) != ["l"]:
+        """The text at each position, a space after a word's end, where CLIPs alone read it (Stable Diffusion 1.x, 2.x,
+        XL, whose two cut a text alike); () for other encoders."""
+        if not tokens or not set(tokens) <= CLIPS:
             return ()
-        pieces = [piece for part in tokens["l"] for _, piece in self.clip.tokenizer.untokenize(part)]
-        return tuple("" if p.startswith("<|") else p.replace(END_OF_WORD, " ") for p in pieces)
+        texts: list[str] = []
+        for part in tokens[min(tokens)]:
+            pieces = [piece for _, piece in self.clip.tokenizer.untokenize(part)]
+            end = next((i for i, piece in enumerate(pieces) if piece.startswith(END_OF_TEXT)), len(pieces))
+            words = ["" if p.startswith("<|") else p.replace(END_OF_WORD, " ") for p in pieces[:end]]
+            texts += words + [""] * (len(pieces) - end)  # some fill up with what would read as "!"
+        return tuple(texts)

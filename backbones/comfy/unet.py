@@ -25,6 +25,8 @@ HALVES: dict[str, Half] = {"input": "encoder", "middle": "middle", "output": "de
 class UNet:
     """See `Family`."""
 
+    one_row, audio, channels = False, "none", None
+
     def __init__(self, network: UNetModel):
         self.network = network
         # Stable Video Diffusion is of this class too, and its frames see each other.

@@ -39,9 +39,11 @@ class Size:
     text: int  # width of its embeddings
     groups: int  # of normalisation
     long: int  # frames of a long clip
+    heads: int = 8  # of the image model's attention, on every level
+    head: int = 8  # channels of one, in the video model
 
 
-FULL = Size(16, (64, 64), (40, 64), (320, 640, 1280, 1280), (128, 256, 512, 512), 768, 32, 1440)
+FULL = Size(16, (64, 64), (40, 64), (320, 640, 1280, 1280), (128, 256, 512, 512), 768, 32, 1440, head=64)
 TINY = Size(4, (8, 8), (4, 8), (8, 16, 16, 16), (8, 8, 8, 8), 16, 4, 24)
 
 
@@ -63,7 +65,7 @@ class NoText:
 
 def image_model(size: Size, device: torch.device, dtype: torch.dtype, instruct: bool = False) -> Backbone:
     """Stable Diffusion 1.5, or InstructPix2Pix, with its VAE."""
-    network = {"in_channels": 8 if instruct else 4, "attention_head_dim": 8}
+    network = {"in_channels": 8 if instruct else 4, "attention_head_dim": size.heads}
     vae = {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -77,7 +79,7 @@ def image_model(size: Size, device: torch.device, dtype: torch.dtype, instruct: 
 
 def video_model(size: Size, device: torch.device, dtype: torch.dtype) -> Backbone:
     """Zeroscope; its attention at the finest level too. Its clips are latents from the start, so its VAE is a stub."""
-    network = {"attention_head_dim": 64 if size is FULL else 8}
+    network = {"attention_head_dim": size.head}
     vae = {"block_out_channels": (size.groups,)}
     return _backbone("random Zeroscope", UNet3D, "UNet3DConditionModel", network, vae, size, device, dtype)
 

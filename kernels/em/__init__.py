@@ -162,7 +162,7 @@ def _sums(
     else:
         implementation = em_sums_reference if chosen == "reference" else em_sums_chunked
         sums, mass = implementation(*flat, temperature, eps)
-    return sums.view(*bases.shape[:-1], values.shape[-1]), mass.view(bases.shape[:-1])
+    return sums.reshape(*bases.shape[:-1], values.shape[-1]), mass.reshape(bases.shape[:-1])
 
 
 def _mean(sums: Tensor, mass: Tensor, eps: float) -> Tensor:

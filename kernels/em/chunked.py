@@ -1,14 +1,22 @@
-"""Exact and lean in plain torch: the M-step is a sum over tokens, so they can come a few at a time."""
+"""Exact and lean in plain torch: the M-step is a sum over tokens, so they can come a few at a time.
+
+At temperature 0.01 logits lie hundreds apart, and most of Z would be numbers too small for float to hold in full
+(denormals), with which a CPU counts many times slower. They are kept from falling that far, and a base that has nothing
+but such weights gets none.
+"""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ..tiles import computing_dtype, row_tiles
+from ..tiles import computing_dtype, row_tiles, tile_budget
 from .reference import directions
 
-BUDGET = 2**22  # responsibilities held at once, 16 MB in float32
+MARGIN = 2.0**14  # of the least weight, over the smallest number that is held in full: its products are, too
 
 
 def em_sums_chunked(
@@ -17,10 +25,12 @@ def em_sums_chunked(
     rows, count, _ = bases.shape
     work = computing_dtype(tokens.dtype)
     toward = directions(bases, temperature, eps, work).mT
-    sums = torch.zeros(rows, count, values.shape[-1], dtype=work, device=tokens.device)
-    mass = torch.zeros(rows, count, dtype=work, device=tokens.device)
-    for some in row_tiles(tokens.shape[1], rows * count, BUDGET):
-        z = torch.bmm(tokens[:, some].to(work), toward).softmax(-1)
-        sums = torch.baddbmm(sums, z.mT, values[:, some].to(work))
-        mass = mass + z.sum(dim=1)
-    return sums, mass
+    sums = torch.zeros(rows, count, values.shape[-1] + 1, dtype=work, device=tokens.device)
+    least = torch.finfo(work).tiny * MARGIN
+    for some in row_tiles(tokens.shape[1], rows * count, tile_budget(tokens.device)):
+        logits = torch.bmm(tokens[:, some].to(work), toward)
+        z = torch.maximum(logits, logits.detach().amax(-1, keepdim=True) + math.log(least)).softmax(-1)
+        # with ones beside the values, the sum over Z comes along with the products
+        sums = torch.baddbmm(sums, z.mT, pad(values[:, some].to(work), (0, 1), value=1.0))
+    sums = torch.where(sums[..., -1:] > 2 * least * tokens.shape[1], sums, 0.0)
+    return sums[..., :-1], sums[..., -1]

@@ -52,13 +52,19 @@ def _weights(z: Tensor, there: Tensor, to: Tensor, gone: Tensor) -> Tensor:
     return torch.stack([torch.where(stays, even, odd.gather(-1, to) * joins), odd], -1).flatten(-2)
 
 
+@torch.no_grad()
 def _bipartite(k: Tensor, shrink: Tensor, there: Tensor, going: int) -> tuple[Tensor, Tensor]:
-    """The odd place [R M E] that each token at an even one would join, and whether it does."""
-    cosines = k[:, :, 0::2] @ k[:, :, 1::2].mT * shrink[:, :, 0::2, None] * shrink[:, :, None, 1::2]
-    pairs = there[:, 0::2, None] & there[:, None, 1::2]
-    best, to = cosines.masked_fill(~pairs, float("-inf")).max(-1)
-    rank = best.sort(dim=-1, descending=True, stable=True).indices.argsort(-1)
-    return to, (rank < going) & (best > float("-inf"))
+    """The odd place [R M E] that each token at an even one would join, and whether it does.
+
+    A token's own length changes nothing about whom it is most like, so the whole of [R M E O] is touched three times.
+    """
+    barred = torch.zeros_like(there, dtype=k.dtype).masked_fill_(~there, float("-inf"))[:, None, 1::2]
+    even, odd = k[:, :, 0::2].flatten(0, 1), k[:, :, 1::2].flatten(0, 1)
+    products = torch.baddbmm(barred.repeat(len(k), 1, 1), even, odd.mT).unflatten(0, k.shape[:2])
+    best, to = products.mul_(shrink[:, :, None, 1::2]).max(-1)
+    best = (best * shrink[:, :, 0::2]).masked_fill(~there[:, 0::2], float("-inf"))
+    first = best.sort(dim=-1, descending=True, stable=True).indices[..., :going]
+    return to, torch.zeros_like(best, dtype=torch.bool).scatter_(-1, first, True) & (best > float("-inf"))
 
 
 def _neighbours(there: Tensor, rows: int) -> tuple[Tensor, Tensor]:

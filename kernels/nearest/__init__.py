@@ -9,7 +9,10 @@ from torch import Tensor
 
 from ..dispatch import Backend, choose, fused_or
 from .chunked import nearest_chunked
+from .pairs import Pairs
 from .reference import nearest_reference
+
+__all__ = ["Pairs", "nearest"]
 
 
 @torch.no_grad()
@@ -19,7 +22,7 @@ def nearest(here: Tensor, there: Tensor, pairs: Sequence[tuple[int, int]], *, ba
     Args:
         here: [G N C] tokens as they are; their lengths do not matter.
         there: [M T C] tokens of the same dtype; T >= 1. Of equal cosines the lower place wins.
-        pairs: P times (a set of here, a set of there).
+        pairs: P times (a set of here, a set of there); as `Pairs`, if they are asked for more than once.
     Returns:
         [P N] int64 places in 0..T-1. No gradient.
     Raises:
@@ -45,5 +48,5 @@ def nearest(here: Tensor, there: Tensor, pairs: Sequence[tuple[int, int]], *, ba
     if chosen == "triton":
         fused = fused_or(nearest_chunked, "nearest.fused", "nearest_fused", backend)
         with torch.cuda.device_of(here):  # Triton launches on the current device
-            return fused(here, there, pairs)
+            return fused(here, there, pairs if isinstance(pairs, Pairs) else Pairs(pairs, here.device))
     return (nearest_reference if chosen == "reference" else nearest_chunked)(here, there, pairs)

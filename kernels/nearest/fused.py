@@ -6,8 +6,6 @@ Grid: one program per BQ tokens of one pair. README.md counts what is read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from ..dispatch import architecture, interpreted
 from ..specs import ARCHITECTURES, POINTER, Spec
+from .pairs import Pairs
 from .reference import shrink
 
 
@@ -58,13 +57,13 @@ def nearest_kernel(
     tl.store(index + pair * N + o_q, b_at.to(tl.int64), mask=o_q < N)
 
 
-def nearest_fused(here: Tensor, there: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+def nearest_fused(here: Tensor, there: Tensor, pairs: Pairs) -> Tensor:
     here, there = here.contiguous(), there.contiguous()
     (_, N, C), T = here.shape, there.shape[1]
     index = torch.empty(len(pairs), N, dtype=torch.int64, device=here.device)
     meta = config(here.dtype, architecture(here))
     nearest_kernel[(len(pairs) * triton.cdiv(N, meta["BQ"]),)](
-        here, there, shrink(there), torch.tensor(pairs, dtype=torch.int32, device=here.device), index, N, T, C, **meta,
+        here, there, shrink(there), pairs.tensor, index, N, T, C, **meta,
         UPCAST=interpreted() and here.dtype == torch.bfloat16,  # the interpreter multiplies its bit patterns
     )  # fmt: skip
     return index

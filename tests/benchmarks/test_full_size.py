@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import diffusers
 import pytest
+import torch
 
-from weft.benchmarks import full_size
+from weft.benchmarks import counted, full_size
 
 UNET = {"block_out_channels": (32, 32), "cross_attention_dim": 16, "layers_per_block": 1}
 NARROW = {
@@ -39,7 +40,28 @@ def test_every_stage_runs(model, monkeypatch):
     small = replace(case, latents=(frames, channels, 8, 8), text=text, config=tuple(NARROW[model].items()))
     monkeypatch.setitem(full_size.CASES, model, small)
     for stage in full_size.stages(model):
-        got = full_size.measure(model, stage, "cpu", "float32")
+        got = full_size.measure(small, stage, "cpu", "float32")
         assert got["s"] > 0
         assert got["weights"] > 0
         assert got["peak"] >= 0
+
+
+def test_what_is_counted_is_what_is_alive():
+    network = torch.nn.Linear(4, 8)
+    with counted.counting(network) as held:
+        x = torch.empty(3, 4)
+        y = network(x)
+        assert held.live == 4 * (3 * 4 + 3 * 8)
+        z = y.relu()
+        del y, z
+        assert held.live == 4 * 3 * 4
+        assert held.peak == 4 * (3 * 4 + 2 * 3 * 8)
+
+
+def test_a_step_is_counted_without_being_taken(monkeypatch):
+    """And what is evaluated again is not held."""
+    case = full_size.CASES["zeroscope"]
+    small = replace(case, latents=(3, 4, 16, 16), text=(7, 16), config=tuple(NARROW["zeroscope"].items()))
+    peaks = {stage: full_size.count(small, stage, "float16")["peak"] for stage in full_size.stages("zeroscope")[:4]}
+    assert 0 < peaks["inversion"] < peaks["sampling"]
+    assert peaks["graph, recompute"] < peaks["graph"]

@@ -17,7 +17,9 @@ from weft.headless.server import comfyui_server
 from weft.tests.comfy.graphs import CLIP, Editor
 from weft.tests.conftest import ROOT
 from weft.toyworld import clip
+from weft.workflows.build.browser import obstacle, open_pages
 
+MODES = ("canvas", "vue")  # how the two pages draw nodes
 PATIENCE = 120  # seconds of silence after which a test gives up
 FRAMES, HEIGHT, WIDTH = 4, 16, 24
 
@@ -63,6 +65,15 @@ def server(comfyui, base, tiny_folder, tiny_instruct_folder):
     flags = ["--cpu", "--extra-model-paths-config", str(paths)]
     with comfyui_server(comfyui, base, arguments=flags) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def pages(server):
+    """ComfyUI's own page in a browser, twice: with nodes on the canvas, and with Vue nodes (`MODES`)."""
+    if reason := obstacle():
+        pytest.skip(f"NOT TESTED IN A BROWSER: {reason}")
+    with open_pages(server.url, vue=(False, True)) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -4,48 +4,50 @@ import json
 
 import pytest
 
+from weft.tests.comfy.conftest import MODES
 from weft.tests.conftest import ROOT
 from weft.tests.schemas import schemas
-from weft.workflows.build.browser import obstacle, visit
 
 FOLDER = ROOT / "workflows"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.json"))
 ALONE = [name for name in NAMES if not name.endswith("_distributed")]  # the others need another pack
-HELP = "WeftSTRLatentOptimizer"  # the longest page stands for all
-SHOWS_HELP = "str_match"  # a workflow with that node
+DEMO = "str_match"
+HELP = "WeftSTRLatentOptimizer"  # the longest page stands for all; the demo has that node
 FEW = {"steps": 4, "edit_steps": 2}  # values that make a run short
-PATIENCE = 1500  # seconds, for all workflows to run
+PLAYED = """(async () => {
+  const saved = () => [...document.querySelectorAll('video')].find((v) => v.currentSrc.includes('type=output'));
+  for (let tries = 0; tries < 100 && !(saved()?.currentTime > 0); tries++) {
+    saved()?.play();
+    await new Promise((done) => setTimeout(done, 100));
+  }
+  return saved()?.currentTime ?? 0;
+})()"""
 LARGEST = 200_000  # bytes of a workflow that the page saves
 pytestmark = pytest.mark.comfy
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "vue"])
-def seen(server, request):
-    """{workflow: what the page gave on opening and after its run, with a help page}, from one visit.
-
-    Starting the browser is what takes time.
-    """
-    if reason := obstacle():
-        pytest.skip(f"NOT TESTED IN A BROWSER: {reason}")
-    order = [name for name in ALONE if name != SHOWS_HELP] + [SHOWS_HELP]  # the last to be dropped stays open
-    drops = [{"drop": json.loads((FOLDER / f"{name}.json").read_text()), "name": name} for name in order]
-    runs = [job for drop in drops for job in (drop, {"run": FEW})]
-    vue = request.param
-    answers = visit(server.url, runs + ([] if vue else [{"help": HELP}]), vue=vue, timeout=PATIENCE)
-    found = dict(zip(order, zip(answers[::2], answers[1::2])))
-    return found if vue else found | {HELP: answers[-1]}
+@pytest.fixture(scope="module", params=ALONE)
+def seen(pages, request):
+    """{mode: (what the page gave on opening a workflow, and after its run where its models ship)}."""
+    file = FOLDER / f"{request.param}.json"
+    jobs = [{"drop": json.loads(file.read_text()), "name": file.stem}]
+    if runs_here(file.stem):
+        jobs.append({"run": FEW})
+    return dict(zip(MODES, zip(*map(pages.do, jobs))))
 
 
-@pytest.mark.parametrize("name", ALONE)
-def test_dropped_workflow_opens_whole(seen, name):
-    opened, _ = seen[name]
-    assert opened["missing"] == []
-    assert opened["bytes"] < LARGEST
-    twin = json.loads((FOLDER / "api" / f"{name}.json").read_text())
-    for node in (*twin.values(), *opened["api"].values()):
-        if node["class_type"] == "PreviewAny":
-            node["inputs"] = {"source": node["inputs"]["source"]}  # and what it last showed
-    assert without_new_inputs(opened["api"], twin) == twin
+def runs_here(name):
+    return "toyworld/" in (FOLDER / "api" / f"{name}.json").read_text()
+
+
+def test_dropped_workflow_opens_whole(seen, request):
+    twin = json.loads((FOLDER / "api" / f"{request.node.callspec.params['seen']}.json").read_text())
+    for opened, *_ in seen.values():
+        assert opened["missing"] == []
+        for node in (*twin.values(), *opened["api"].values()):
+            if node["class_type"] == "PreviewAny":
+                node["inputs"] = {"source": node["inputs"]["source"]}  # and what it last showed
+        assert without_new_inputs(opened["api"], twin) == twin
 
 
 def without_new_inputs(api, twin):
@@ -58,19 +60,48 @@ def without_new_inputs(api, twin):
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_lies_over_anything_before_and_after_a_run(seen, name):
-    for when, page in zip(("opened", "run"), seen[name]):
-        assert (when, page["overlaps"], page["spilled"]) == (when, [], [])
+def test_nothing_lies_over_anything_before_and_after_a_run(seen):
+    found = {
+        (mode, when): (page["overlaps"], page["spilled"])
+        for mode, looks in seen.items()
+        for when, page in zip(("opened", "run"), looks)
+    }
+    assert found == dict.fromkeys(found, ([], []))
 
 
-def test_help_page_shows(seen):
-    if HELP not in seen:
-        return  # asked for once, on the canvas
-    text = seen[HELP]["text"]
+def test_a_saved_workflow_is_small_before_and_after_a_run(seen):
+    assert [page["bytes"] for looks in seen.values() for page in looks if page["bytes"] > LARGEST] == []
+
+
+def test_the_workflows_that_can_run_here_do():
+    assert sum(map(runs_here, ALONE)) >= 14
+
+
+def test_help_page_shows(pages):
+    canvas = {"only": MODES.index("canvas")}
+    pages.do({"drop": json.loads((FOLDER / f"{DEMO}.json").read_text()), "name": DEMO, **canvas})
+    (page,) = pages.do({"help": HELP, **canvas})
+    text = page["text"]
     assert text.startswith(schemas()[HELP].display_name.removesuffix(" (Weft)"))
     assert all(slot.name in text for slot in schemas()[HELP].inputs)
     assert not {"|", "**"} & set(text.split()), "Markdown was not drawn"
+    assert (page["missed"], page["wide"]) == ([], [])
+    assert all(page["pictures"]), "a picture was not loaded"
+    assert len(page["pictures"]) == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_demo_runs_from_the_page_and_its_video_plays(pages, mode):
+    only = {"only": MODES.index(mode)}
+    pages.do({"drop": json.loads((FOLDER / f"{DEMO}.json").read_text()), "name": DEMO, **only})
+    pages.do({"run": FEW, **only})
+    ((played,),) = [answer["seen"] for answer in pages.do({"act": [["read", PLAYED]], **only})]
+    assert played > 0
+
+
+def test_the_page_complains_of_nothing_of_ours(pages):
+    complaints = [c for found in pages.do({"errors": True}) for c in found]
+    assert [c for c in complaints if "weft" in f"{c['text']} {c['from']}".lower()] == []
 
 
 def test_workflows_are_offered_as_templates(server):

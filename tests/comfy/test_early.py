@@ -6,6 +6,7 @@ from weft.headless.client import WorkflowError
 from weft.tests.comfy.graphs import node, plain, str_match
 
 pytestmark = pytest.mark.comfy
+CANDIDATES = {"frame": 0, "count": 2, "choice": 0, "seed": 0, "steps": 2, "cfg": 2.0, "image_cfg": 1.5}
 
 
 def started(editor, graph):
@@ -44,6 +45,52 @@ def test_a_mask_of_another_size_is_told_before_the_inversion(editor):
     graph["sample"]["inputs"]["plan"] = ["blend", 0]
     ran, message = started(editor, graph)
     assert "mask" in message
+    assert "invert" not in ran
+
+
+def test_what_no_clip_could_mend_is_told_before_the_inversion_though_no_clip_is_wired_in(editor):
+    graph = plain(steps=3)  # on a video model
+    graph["method"] = node(
+        "WeftGatherSwapAttention", group_size=2, layers="self", adapt_steps=0, gpu_gb=2.0, budget_gb=8.0
+    )
+    graph["sample"]["inputs"]["plan"] = ["method", 0]
+    ran, message = started(editor, graph)
+    assert "Gather-Swap Attention evaluates single frames" in message
+    assert "invert" not in ran
+
+
+def test_candidates_of_a_model_that_takes_no_instruction_are_refused_at_once(editor):
+    graph = plain(steps=3)
+    told = {"model": ["model", 0], "instruction": ["target", 0]}
+    graph["candidates"] = node("WeftEditCandidates", **told, images=["frames", 0], **CANDIDATES)
+    graph["encode"]["inputs"]["images"] = ["candidates", 1]
+    ran, message = started(editor, graph)
+    assert "VIA wants an instruction model" in message
+    assert ran[-1] == "candidates"
+
+
+@pytest.mark.parametrize(
+    ("model", "save_as", "said"),
+    [("tiny", "", "VIA wants an instruction model"), ("instruct", "../../evil", "want a plain file name")],
+)
+def test_an_adapter_that_cannot_be_is_refused_before_its_candidates_are_made(editor, model, save_as, said):
+    graph, told = plain(steps=3, model=model), {"model": ["model", 0], "instruction": ["target", 0]}
+    graph["candidates"] = node("WeftEditCandidates", **told, images=["frames", 0], **CANDIDATES)
+    pair = {"source": ["candidates", 2], "edited": ["candidates", 1]}
+    training = {"steps": 2, "rate": 1e-3, "rank": 2, "drop": 0.05, "seed": 0, "save_as": save_as}
+    graph["adapt"] = node("WeftTestTimeAdaptation", **told, **pair, **training)
+    graph["encode"]["inputs"]["images"] = ["adapt", 1]
+    ran, message = started(editor, graph)
+    assert said in message
+    assert "candidates" not in ran
+
+
+def test_a_file_that_cannot_be_is_refused_before_the_inversion(editor):
+    graph = plain(steps=3)
+    graph["keep"] = node("WeftSaveTrajectory", trajectory=["invert", 0], name="../evil")
+    graph["sample"]["inputs"]["trajectory"] = ["keep", 0]
+    ran, message = started(editor, graph)
+    assert "want a plain file name" in message
     assert "invert" not in ran
 
 

@@ -1,13 +1,13 @@
 """The flow model's file in ComfyUI: its own loader takes it, and its classes compute what ours were trained to."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from weft.headless.comfyui import interpreter_of
 from weft.tests.numerics import assert_close
 from weft.toyworld import ltx
 
@@ -48,7 +48,7 @@ def core(comfyui, checkpoint, given, tmp_path_factory):
     save_file(given, folder / "given.safetensors")
     files = [str(f) for f in (comfyui, checkpoint, folder / "given.safetensors", folder / "made.safetensors")]
     run = subprocess.run(
-        [sys.executable, str(SCRIPT), *files], capture_output=True, text=True, timeout=300, check=False
+        [str(interpreter_of(comfyui)), str(SCRIPT), *files], capture_output=True, text=True, timeout=300, check=False
     )
     assert run.returncode == 0, run.stderr
     return load_file(files[-1]), run.stderr + run.stdout

@@ -66,7 +66,7 @@ class GaussianDenoiser:
             return Schedule.from_sigmas(torch.linspace(0, 1, steps + 1).tolist())
         return make_schedule(self.config, steps)
 
-    def session(self, prompts, latents, schedule, body, *, reserve=0):
+    def session(self, prompts, latents, schedule, body, *, reserve=0, beside=None):
         self.prompts.append(tuple(prompts))
         self.reserved.append(reserve)
         return body(self.predict)
@@ -102,7 +102,7 @@ class GaussianDenoiser:
 class GaussianCodec:
     """See `Codec`; there are no pixels, so it neither encodes nor decodes."""
 
-    fingerprint, layout = "gaussian codec", Layout(1)
+    fingerprint, layout, takes = "gaussian codec", Layout(1), Layout(1)
     SCALE = 0.5  # of the network's latents over the wire's
 
     def scale(self, latents: Tensor) -> Tensor:

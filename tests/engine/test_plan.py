@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from weft.engine.autograd import is_ordinary
-from weft.engine.call import Call, Features, Run
+from weft.engine.call import Call, Features, Run, joined_rows
 from weft.engine.monitor import SILENT, Recording
 from weft.engine.plan import (
     ATTENTION_ORDER,
@@ -20,7 +20,6 @@ from weft.engine.plan import (
     Region,
     Step,
     attend_with,
-    joined_rows,
     name_of,
     require_mask,
 )
@@ -406,4 +405,6 @@ def test_a_recording_keeps_what_it_is_told_in_order():
     monitor = Recording()
     monitor.record(loss=1.0)
     monitor.record(loss=2.0, step=1)
-    assert monitor.records == [{"loss": 1.0}, {"loss": 2.0, "step": 1}]
+    monitor.record(loss=torch.tensor(3.0))  # still on its way from a GPU, perhaps
+    assert monitor.records == [{"loss": 1.0}, {"loss": 2.0, "step": 1}, {"loss": 3.0}]
+    assert isinstance(monitor.records[2]["loss"], float)

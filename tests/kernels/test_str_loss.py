@@ -4,6 +4,7 @@ import torch
 from weft.benchmarks.measure import peak_bytes
 from weft.kernels import reduce_rows, str_loss, str_rows, str_score
 from weft.kernels.str_loss import chunked
+from weft.kernels.str_loss.recompute import loss_chunked
 from weft.kernels.str_loss.reference import score_reference
 from weft.tests.numerics import assert_close, assert_gradient
 
@@ -197,3 +198,15 @@ def test_memory_is_a_quarter_of_eager_autograd():
 
     eager, chunked_ = (peak_bytes(lambda b=b: forward_backward(b)) for b in ("reference", "chunked"))
     assert chunked_ <= eager / 4, f"{chunked_ / 1e6:.0f} MB against {eager / 1e6:.0f} MB"
+
+
+def test_where_one_sweep_cannot_be_built_two_of_torch_give_the_same():
+    """`loss_chunked` stands in for the kernel in that place: same arguments, same results."""
+    sides = [x.double() for x in (*torch.randn(2, 3, 2, 7, 4), torch.randn(7, 3, 3).softmax(-1)) * 2]
+    leaves = [x.clone().requires_grad_(n > 2) for n, x in enumerate(sides)]
+    loss, rows = str_loss(*leaves, backend="chunked", scale=0.3)
+    loss.backward()
+    got, *gradients = loss_chunked(tuple(sides[:3]), tuple(sides[3:]), 1, 0.3, True, True)
+    assert_close(got, rows.detach())
+    for one, leaf in zip(gradients, leaves[3:]):
+        assert_close(one, leaf.grad)

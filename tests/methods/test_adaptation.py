@@ -13,7 +13,7 @@ from weft.engine.edit import edit
 from weft.engine.inversion import add_noise
 from weft.engine.monitor import Monitor
 from weft.engine.plan import PLAIN
-from weft.methods.adaptation import Ranges, curve, fit, transform
+from weft.methods.adaptation import MARGINS, Ranges, curve, fit, lines, transform
 from weft.methods.candidates import candidates, choose
 from weft.tests.numerics import assert_close
 
@@ -277,11 +277,24 @@ def test_instructions_and_models_that_do_not_fit_are_refused(tiny_instruct, tiny
 
 
 def test_the_curve_is_drawn_from_the_first_step_to_the_last():
-    shown = curve([1.0, 0.5, 0.0], (11, 21), smooth=0.0)
+    shown = lines([1.0, 0.5, 0.0], (11, 21), smooth=0.0)
     assert shown.shape == (1, 11, 21, 3)
     dark = shown[0, ..., 0] < 0.5
     assert dark.any(0).all(), "a column without a line"
     assert dark[0, 0]
     assert dark[10, 20]
     assert dark[5, 9:12].any()
-    assert curve([0.0]).isfinite().all()
+    assert lines([0.0], (11, 21), 0.9).isfinite().all()
+
+
+def test_the_curve_has_axes_with_numbers_on_both():
+    small, large, long = curve([1.0, 0.5, 0.25]), curve([7.0, 3.5, 1.75]), curve([1.0, *[0.5] * 998, 0.25])
+    assert small.shape == (1, 256, 512, 3)
+    left, bottom = (slice(None), slice(MARGINS["left"] - 4)), slice(256 - MARGINS["bottom"] + 5, None)
+    assert (small[0][left] < 0.5).any()
+    assert (small[0][bottom] < 0.5).any()
+    assert not torch.equal(small[0][left], large[0][left]), "the highest loss is another"
+    assert torch.equal(small[0][bottom], large[0][bottom])
+    assert not torch.equal(small[0][bottom], long[0][bottom]), "the last step is another"
+    inside = slice(MARGINS["top"], 256 - MARGINS["bottom"]), slice(MARGINS["left"] + 1, 400)
+    assert torch.equal(small[0][inside], large[0][inside]), "the same shape, on another scale"

@@ -11,7 +11,14 @@ from weft.engine.plan import PLAIN
 from weft.engine.probe import read_feature
 from weft.engine.words import SOURCE
 from weft.methods import correspondence as module
-from weft.methods.correspondence import as_pictures, correspondence, decoder_stage, match_frames, parse_points
+from weft.methods.correspondence import (
+    as_pictures,
+    correspondence,
+    cosines_as_pictures,
+    decoder_stage,
+    match_frames,
+    parse_points,
+)
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
@@ -119,6 +126,19 @@ def test_up_blocks_are_counted_from_the_last(tiny_image):
     assert [decoder_stage(two, up_block).name for up_block in (1, 2, 3)] == [
         "up_blocks.1", "up_blocks.1", "up_blocks.2",
     ]  # fmt: skip
+
+
+def test_the_similarity_of_each_match_is_kept_best_first(tiny_image):
+    found = correspondence(tiny_image, make_latents(3), window=3)
+    for table, cosine in zip((found.forward, found.backward), found.alike):
+        assert cosine.shape == table.shape
+        known = cosine[(table >= 0).all(-1)].float()
+        assert -1.001 <= known.min() <= known.max() <= 1.001
+        assert (known[:, :-1] >= known[:, 1:]).all()
+        gray = cosines_as_pictures(cosine, found.grid)
+        assert gray.shape == (2, found.grid[0], found.grid[1] * found.top_k, 3)
+        back = gray[..., 0].reshape(cosine.shape) * 2 - 1
+        torch.testing.assert_close(back[(table >= 0)], cosine[table >= 0].float().clamp(-1, 1), atol=1e-3, rtol=0)
 
 
 def test_video_and_instruction_models_have_features_too(tiny, tiny_instruct):

@@ -147,7 +147,7 @@ def test_permuted_frames_give_permuted_outputs():
 def test_few_tokens_at_a_time_are_all_at_once(monkeypatch):
     q, k, v = tensors(1, F, H, N, D)
     want = run(q, k, v)
-    monkeypatch.setattr(chunked, "BUDGET", 1)
+    monkeypatch.setattr(chunked, "tile_budget", lambda device: 1)
     torch.testing.assert_close(run(q, k, v), want, rtol=1e-8, atol=1e-10)
 
 

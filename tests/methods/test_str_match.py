@@ -20,7 +20,7 @@ from weft.methods.fate_zero import FateZero
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.methods.stem import STEMAttention
 from weft.methods.str_match import RELATIVE_STEP, STRLatentOptimizer, site_pairs
-from weft.methods.str_view import score_frames, score_heat
+from weft.methods.str_view import look, score_frames, score_heat
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.engine.test_inversion import Listening
 from weft.tests.numerics import assert_close
@@ -323,8 +323,10 @@ def test_a_gradient_that_is_not_finite_stops_the_edit(tiny):
     step = make_step(tiny)
     z = step.latents.clone()
     z[0, 0, 0, 0] = float("nan")
+    control = optimizer()
+    control.before_step(replace(step, latents=z))
     with pytest.raises(ValueError, match="gradient of the STR loss is NaN or infinite: load the model in float32"):
-        optimizer().before_step(replace(step, latents=z))
+        control.after_step(step)
 
 
 @pytest.mark.parametrize(("dtype", "reduction"), [("bfloat16", "row_sum"), ("float16", "global")])
@@ -547,6 +549,26 @@ def test_each_frame_of_the_heat_reaches_one(tiny, trajectory):
     assert torch.equal(heat.amax((1, 2)), torch.ones(FRAMES))
     assert heat.min() >= 0
     assert not torch.equal(heat, score_heat(tiny, trajectory, (0.9, 0.1), 2))
+
+
+def test_what_a_viewer_is_shown_is_the_score_of_each_resolution_at_some_levels_of_both_clips(tiny, trajectory):
+    point, source = (0.3, 0.8), tiny.codec.unscale(trajectory.at(0))
+    seen = look(tiny, trajectory, point, noise=0.5, edit=(source, trajectory.prompt), levels="all")
+    frames, rows, columns = seen.heat.shape
+    (h, w), count = SIZE, 2 * len(seen.resolutions)
+    assert (frames, rows, columns) == (FRAMES, count * h, len(seen.levels) * w)
+    tiles = seen.heat.view(FRAMES, count, h, len(seen.levels), w)
+    assert torch.equal(tiles.amax((2, 4)), torch.ones(FRAMES, count, len(seen.levels)))
+    of_source, of_edit = tiles.chunk(2, 1)
+    torch.testing.assert_close(of_edit, of_source, rtol=1e-3, atol=1e-3)  # the source is taken for its own edit
+    assert seen.levels[seen.first] == max(1, round(0.5 * trajectory.schedule.steps))
+    assert torch.equal(seen.painted, score_frames(tiny, trajectory, x=0.3, y=0.8, noise=0.5, levels="all"))
+    other = look(tiny, trajectory, point, noise=0.5, edit=(source.flip(0), trajectory.prompt), levels="all")
+    assert torch.equal(other.heat[:, : rows // 2], seen.heat[:, : rows // 2])
+    assert not torch.allclose(other.heat[:, rows // 2 :], seen.heat[:, rows // 2 :], atol=0.05)
+    assert list(look(tiny, trajectory, point).clips) == ["source"]
+    with pytest.raises(ValueError, match="the edit's latents are"):
+        look(tiny, trajectory, point, edit=(source[:-1], trajectory.prompt))
 
 
 @pytest.mark.parametrize("bad", [{"x": -0.1}, {"y": 1.2}, {"noise": 2.0}, {"x": float("nan")}])

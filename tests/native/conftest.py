@@ -1,17 +1,20 @@
 """ComfyUI's own classes in this process, on the CPU: small networks of random weights, as core makes them.
 
-One process can hold one ComfyUI: the first that is found. `tests/comfy/test_trees.py` runs this folder on the others.
+One process can hold one ComfyUI: the first that this Python can run. `tests/comfy/test_trees.py` runs this folder on
+the others.
 """
 
 import importlib.util
 import logging
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
-from weft.headless.comfyui import find_comfyuis
+from weft.headless.comfyui import find_comfyuis, interpreter_of
 
-TREE = next(iter(find_comfyuis()), None)
+TREE = next((tree for tree in find_comfyuis() if interpreter_of(tree) == Path(sys.executable)), None)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -32,7 +35,7 @@ def _ready() -> bool:
         sys.path.insert(0, str(TREE))
         import comfy.cli_args
 
-        comfy.cli_args.args.cpu = True
+        comfy.cli_args.args.cpu = os.environ.get("WEFT_NATIVE_DEVICE", "cpu") == "cpu"
         level = logging.getLogger().level
         import comfy.model_management
 
@@ -53,3 +56,11 @@ def instruct_folder(tmp_path_factory):
     from weft.tests.native.tiny import make_sd_folder
 
     return make_sd_folder(tmp_path_factory.mktemp("models") / "instruct", kind="instruct")
+
+
+@pytest.fixture(scope="session")
+def two_folder(tmp_path_factory):
+    """Stable Diffusion 2's kind of UNet, which predicts v."""
+    from weft.tests.native.tiny import make_sd_folder
+
+    return make_sd_folder(tmp_path_factory.mktemp("models") / "two", kind="two")

@@ -25,7 +25,7 @@ from weft.methods.latent_blend import LatentBlend
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.methods.stem import STEMAttention
 from weft.methods.token_flow import TokenFlow, with_injection
-from weft.tests.native.tiny import StandInVAE, twins
+from weft.tests.native.tiny import StandInVAE, twins, xl_twins
 from weft.tests.numerics import assert_close, assert_same_edit
 
 FRAMES, SIZE, STEPS = 4, (8, 12), 4
@@ -39,6 +39,11 @@ def image(sd_folder):
 @pytest.fixture(scope="module")
 def instruct(instruct_folder):
     return twins(instruct_folder)
+
+
+@pytest.fixture(scope="module")
+def two(two_folder):
+    return twins(two_folder)
 
 
 def clip(seed=1):
@@ -84,6 +89,48 @@ def test_epsilon_is_the_same(image, label):
     ours, core = both(image, act)
     assert ours.std() > 0.05
     assert_close(core, ours, torch.float32)
+
+
+@pytest.mark.parametrize("label", [1.0, 951.0])
+def test_v_of_stable_diffusion_2_is_the_same(two, label):
+    latents = torch.randn(1, FRAMES, 4, *SIZE).expand(2, -1, -1, -1, -1)
+
+    def act(backbone, text):
+        return evaluate(backbone, (NEGATIVE, POSITIVE), [text("a dull day"), text("a red square")], latents, label)
+
+    ours, core = both(two, act)
+    assert two[1].denoiser.schedule(STEPS).prediction == "v_prediction"
+    assert ours.std() > 0.05
+    assert_close(core, ours, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["plain", "COVE"])
+def test_a_whole_edit_of_stable_diffusion_2_is_the_same(two, name):
+    ours, core = both(two, lambda backbone, text: of_plan(backbone, text, name))
+    assert_same_edit(core, ours)
+
+
+def test_epsilon_of_stable_diffusion_xl_is_that_of_diffusers():
+    """With the pooled text, and the sizes that core's CLIPTextEncodeSDXL puts on a conditioning."""
+    network, backbone = xl_twins()
+    size = {"width": 96, "height": 64, "crop_w": 8, "crop_h": 0, "target_width": 88, "target_height": 72}
+    texts = [(torch.randn(1, 5, 64), torch.randn(1, 1280)) for _ in range(2)]
+    prompts = [prompt_of([[text, {"pooled_output": pooled, **size}]]) for text, pooled in texts]
+    z = torch.randn(FRAMES, 4, *SIZE)
+    core = evaluate(backbone, (NEGATIVE, POSITIVE), prompts, z.expand(2, -1, -1, -1, -1), 501.0)
+    ids = torch.tensor([[64.0, 96, 0, 8, 72, 88]]).double().expand(FRAMES, -1)
+    for got, (text, pooled) in zip(core, texts):
+        added = {"text_embeds": pooled.double().expand(FRAMES, -1), "time_ids": ids}
+        with torch.no_grad():
+            want = network(z.double(), 501, text.double().expand(FRAMES, -1, -1), added_cond_kwargs=added).sample
+        assert_close(got, want.float(), torch.float32)
+    assert (core[0] - core[1]).abs().max() > 1e-3
+
+
+def test_a_text_without_its_pooled_part_is_refused():
+    _, backbone = xl_twins()
+    with pytest.raises(ValueError, match="by Encode Prompt or CLIP Text Encode"):
+        invert(backbone, clip(), prompt_of([[torch.randn(1, 5, 64), {}]]), steps=STEPS)
 
 
 def test_rows_with_latents_of_their_own_keep_them(image):

@@ -31,6 +31,13 @@ class Failing(Control):
         raise RuntimeError("in the middle of a pass")
 
 
+class Cancelled(Control):
+    def attention(self, call, attend):
+        from comfy.model_management import InterruptProcessingException
+
+        raise InterruptProcessingException()
+
+
 class Zero(Control):
     def attention(self, call, attend):
         return torch.zeros_like(attend(call))
@@ -47,7 +54,9 @@ def predict(made, plan=PLAIN, rows=(SOURCE, NEGATIVE, POSITIVE), patcher=None):
     prompts = [prompt_of(made.conditioning(seed)) for seed in range(len(rows))]
     schedule = backbone.denoiser.schedule(4)
     evaluation = Evaluation(latents, schedule.label(3), tuple(prompts), rows)
-    return backbone.denoiser.session(prompts, latents[0], schedule, lambda network: network(evaluation, plan))
+    return backbone.denoiser.session(
+        prompts, latents[0], schedule, lambda network: network(evaluation, plan), beside=made.audio
+    )
 
 
 def everything(patcher):
@@ -56,6 +65,7 @@ def everything(patcher):
     parts = list(model.modules())
     return (
         [id(p) for p in model.parameters()],
+        [id(m) for m in parts],
         [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in parts],
         [[len(getattr(m, f"{kind}_function", ())) for kind in ("weight", "bias")] for m in parts],
         repr(patcher.model_options),
@@ -73,14 +83,15 @@ def test_controls_act(made):
     assert (predict(made, EditPlan((Zero(),))) - predict(made)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("ending", ["whole", "failed"])
+@pytest.mark.parametrize("ending", ["whole", "failed", "cancelled"])
 def test_nothing_is_left_behind(made, ending):
     plain, before = predict(made), everything(made.patcher)
     if ending == "whole":
         predict(made, EditPlan((Idle(),)))
     else:
-        with pytest.raises(RuntimeError, match="in the middle"):
-            predict(made, EditPlan((Failing(),)))
+        control, error = (Failing(), RuntimeError) if ending == "failed" else (Cancelled(), BaseException)
+        with pytest.raises(error, match="in the middle" if ending == "failed" else ""):
+            predict(made, EditPlan((control,)))
     assert everything(made.patcher) == before
     assert torch.equal(predict(made), plain)
 
@@ -128,7 +139,7 @@ def test_rows_of_different_text_lengths(made):
         alone = network(Evaluation(latents[:1], at, (prompts[1],), (POSITIVE,)), PLAIN)
         return both, alone
 
-    both, alone = backbone.denoiser.session(prompts, latents[0], schedule, run)
+    both, alone = backbone.denoiser.session(prompts, latents[0], schedule, run, beside=made.audio)
     torch.testing.assert_close(both[1], alone[0], rtol=1e-4, atol=1e-5)
     assert (both[0] - both[1]).abs().max() > 1e-4
 
@@ -173,11 +184,17 @@ def test_a_changed_cell_lands_in_its_token(made):
         schedule = backbone.denoiser.schedule(4)
         evaluation = Evaluation(latents[None], schedule.label(3), (prompt,), (POSITIVE,))
         plan = EditPlan((Read(seen),))
-        backbone.denoiser.session([prompt], latents, schedule, lambda network, e=evaluation, p=plan: network(e, p))
+        backbone.denoiser.session(
+            [prompt], latents, schedule, lambda network, e=evaluation, p=plan: network(e, p), beside=made.audio
+        )
         calls.append(seen[first.layer])
     _, height, width = calls[0].grid
     change = (calls[0].q - calls[1].q)[0].abs().amax((1, 3)).flatten()
     scale = made.family.size[2] / height
     token = 1 * height * width + int(2 // round(scale)) * width + int(3 // round(scale))
-    assert change.argmax() == token
+    there = torch.tensor([token // width % height, token % width])
+    felt = torch.tensor([change.argmax() // width % height, change.argmax() % width])
+    # A UNet's convolutions come before its first attention, and spread it.
+    assert (felt - there).abs().max() <= backbone.denoiser.framewise
+    assert change.argmax() // (height * width) == 1
     assert change[token] > 1e-3

@@ -19,6 +19,7 @@ from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.tests.tiny import make_folder
 
+V_SIGN = "output_blocks.11.1.transformer_blocks.0.norm1.bias"  # uneven in models of SD 2 that predict v
 HEADS, TEXT_WIDTH, CHANNELS = 8, 64, (32, 32, 64)
 UNET = {
     "image_size": 8,
@@ -40,22 +41,44 @@ UNET = {
     "adm_in_channels": None,
 }
 
+OF_ONE = {  # in diffusers' words
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": CHANNELS,
+    "norm_num_groups": 32,
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": HEADS,
+}
+OF_TWO = {
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (64, 128),
+    "norm_num_groups": 32,
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": (1, 2),  # which are numbers of heads
+    "use_linear_projection": True,
+}
+OF_XL = {
+    **OF_TWO,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2),
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
 
 def make_sd_folder(folder: Path, kind: str = "image") -> Path:
-    """A diffusers folder of a UNet with 32 channels at least, as core's norms want them."""
+    """A diffusers folder of a UNet with 32 channels at least, as core's norms want them; "two" is of SD 2, and predicts
+    v."""
     import diffusers
 
-    make_folder(folder, kind=kind)
+    two = kind == "two"
+    make_folder(folder, kind="image" if two else kind, **({"prediction_type": "v_prediction"} if two else {}))
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
-        in_channels=8 if kind == "instruct" else 4,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=CHANNELS,
-        layers_per_block=1,
-        norm_num_groups=32,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=HEADS,
+        in_channels=8 if kind == "instruct" else 4, **(OF_TWO if two else OF_ONE), layers_per_block=1
     )
     with torch.no_grad():
         for name, weight in unet.named_parameters():
@@ -87,13 +110,20 @@ class StandInVAE:
 def sd_patcher(folder: Path):
     """Core's ModelPatcher around the UNet of a diffusers folder, its weights made as core's loader makes them."""
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    instruct = weights["conv_in.weight"].shape[1] == 8
-    config = {**UNET, "in_channels": 8 if instruct else 4}
+    if weights["conv_in.weight"].shape[1] == 8:
+        return unet_patcher(models.SD15_instructpix2pix, {**UNET, "in_channels": 8}, weights)
+    if weights["conv_in.weight"].shape[0] == 64:
+        return unet_patcher(models.SD20, SD2, weights, {V_SIGN: torch.tensor([-1.0, 1.0])})
+    return unet_patcher(models.SD15, UNET, weights)
+
+
+def unet_patcher(kind, config: dict, weights: dict[str, torch.Tensor], told: dict | None = None):
+    """Core's UNet of a kind with diffusers' weights; `told` is what core reads the kind of sampling from."""
     names = comfy.utils.unet_to_diffusers(config)
-    kind = (models.SD15_instructpix2pix if instruct else models.SD15)(config)
+    kind = kind(dict(config))
     kind.set_inference_dtype(torch.float32, None)
     with torch.inference_mode():
-        model = kind.get_model({}, "", device="cpu")
+        model = kind.get_model(told or {}, "", device="cpu")
         state = {names[name]: weight for name, weight in weights.items()}
         missing, left = model.diffusion_model.load_state_dict(state, strict=False)
         assert not missing, missing
@@ -182,6 +212,70 @@ MOCHI = {
 }
 
 
+SD2 = {
+    **UNET,
+    "model_channels": 64,  # heads of 64 are fixed in core
+    "use_linear_in_transformer": True,
+    "channel_mult": (1, 2),
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+}
+SDXL = {
+    **SD2,
+    "num_classes": "sequential",
+    "adm_in_channels": 2816,  # 1280 of a pooled text, and six numbers as 256 each: fixed in core
+    "transformer_depth": [0, 2],
+    "transformer_depth_output": [0, 0, 2, 2],
+    "transformer_depth_middle": 2,
+}
+WAN_I2V = {**WAN, "model_type": "i2v", "in_dim": 36}
+WAN_22_I2V = {**WAN, "in_dim": 36}  # no picture in its attention
+VACE = {**WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96}
+COGVIDEOX = {
+    "image_model": "cogvideox",
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "in_channels": 16,
+    "out_channels": 16,
+    "time_embed_dim": 32,
+    "text_embed_dim": 24,
+    "num_layers": 3,
+    "patch_size": 2,
+    "use_rotary_positional_embeddings": True,
+    "max_text_seq_length": 5,
+}
+LTX_AUDIO = {
+    "image_model": "ltxav",
+    "in_channels": 128,
+    "num_layers": 3,
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "cross_attention_dim": 48,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 16,
+    "audio_cross_attention_dim": 32,
+    "caption_channels": 24,
+    "connector_attention_head_dim": 12,
+    "connector_num_attention_heads": 2,
+    "connector_num_layers": 1,
+}
+H3 = {
+    "image_model": "minimax_h3",
+    "hidden_size": 64,
+    "num_layers": 3,
+    "token_refiner_num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "ffn_hidden_size": 64,
+    "text_dim": 24,
+    "timestep_input_dim": 32,
+    "time_embed_hidden_size": 64,
+    "time_embed_dim": 32,
+    "rope_inv_freq_len": 4,
+}
+
+
 def times(step: int, stride: int):
     """A VAE's ratios, as core states them."""
     return (lambda frames: max(0, frames * step - (step - 1)), stride, stride)
@@ -198,6 +292,9 @@ class Family:
     extra: dict = field(default_factory=dict)  # of a conditioning; tuples are the shapes of random tensors
     masked: bool = False  # its conditioning says which tokens of the text count
     upscale_ratio: object = 8
+    concat: int = 0  # channels of what its conditioning lays beside the latents
+    audio: tuple[int, ...] = ()  # shape of what its latents hold beside the picture
+    state: dict = field(default_factory=dict)  # weights that core tells the kind of sampling by
 
 
 FAMILIES = {
@@ -208,7 +305,35 @@ FAMILIES = {
         "HunyuanVideo", HUNYUAN, (3, 16, 4, 6), (5, 24), {"pooled_output": (1, 12)}, upscale_ratio=times(4, 8)
     ),
     "mochi": Family("GenmoMochi", MOCHI, (2, 12, 4, 6), (6, 24), masked=True, upscale_ratio=times(6, 8)),
+    "sd2": Family("SD20", SD2, (3, 4, 6, 10), (5, TEXT_WIDTH), state={V_SIGN: torch.tensor([-1.0, 1.0])}),
+    "sdxl": Family("SDXL", SDXL, (3, 4, 6, 10), (5, TEXT_WIDTH), {"pooled_output": (1, 1280), "width": 96}),
+    "wan i2v": Family(
+        "WAN21_I2V",
+        WAN_I2V,
+        (3, 16, 4, 6),
+        (5, 24),
+        {"clip_vision": (1, 257, 1280)},
+        concat=16,
+        upscale_ratio=times(4, 8),
+    ),
+    "wan 2.2 i2v": Family("WAN21_I2V", WAN_22_I2V, (3, 16, 4, 6), (5, 24), concat=16, upscale_ratio=times(4, 8)),
+    "vace": Family("WAN21_Vace", VACE, (3, 16, 4, 6), (5, 24), upscale_ratio=times(4, 8)),
+    "cogvideox": Family("CogVideoX_T2V", COGVIDEOX, (3, 16, 5, 6), (5, 24), upscale_ratio=times(4, 8)),
+    "ltx audio": Family(
+        "LTXAV", LTX_AUDIO, (3, 128, 3, 4), (5, 48), {"frame_rate": 25}, audio=(1, 8, 7, 16), upscale_ratio=times(8, 32)
+    ),
+    "h3": Family("MiniMaxH3", H3, (3, 24, 4, 6), (5, 24), audio=(1, 32, 2, 9), upscale_ratio=times(4, 16)),
 }
+FAMILIES = {name: family for name, family in FAMILIES.items() if hasattr(models, family.kind)}  # of this core
+VIDEO = [name for name in FAMILIES if not name.startswith("sd")]
+VARIANTS = ("wan i2v", "wan 2.2 i2v", "vace")  # other inputs of a network that is here already
+
+
+@dataclass
+class Seen:
+    """What core's CLIP Vision Encode gives."""
+
+    penultimate_hidden_states: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -226,6 +351,19 @@ class Made:
     def network(self) -> nn.Module:
         return self.patcher.model.diffusion_model
 
+    @property
+    def audio(self) -> torch.Tensor | None:
+        """The same in every test: it is heard, and not edited."""
+        return _random(self.family.audio, 7) if self.family.audio else None
+
+    def wire(self, latents: torch.Tensor):
+        """What a LATENT wire holds, of the picture's wire latents."""
+        if self.audio is None:
+            return latents
+        from comfy.nested_tensor import NestedTensor
+
+        return NestedTensor([latents, self.audio])
+
     def latents(self, seed: int) -> torch.Tensor:
         return _random(self.family.size, seed)
 
@@ -233,25 +371,38 @@ class Made:
         length, width = self.family.text
         extra = {k: _random(v, seed + 100) if isinstance(v, tuple) else v for k, v in self.family.extra.items()}
         length = 2 * length if longer else length
+        frames, _, *size = self.family.size
+        if self.family.concat:
+            extra["concat_latent_image"] = _random((1, self.family.concat, frames, *size), 50)
+            extra["concat_mask"] = torch.ones(1, 1, frames, *size).index_fill(2, torch.tensor([0]), 0)
+        if "clip_vision" in extra:
+            extra["clip_vision_output"] = Seen(extra.pop("clip_vision"))
         if self.family.masked:
             extra["attention_mask"] = torch.ones(1, length, dtype=torch.long)
             extra["attention_mask"][:, -2:] = 0
         return [[_random((1, length, width), seed), extra]]
 
 
-def make(name: str, dtype: torch.dtype = torch.float32, manual: torch.dtype | None = None) -> Made:
-    """Random weights, as core's loader makes them: in inference mode, which autograd does not like."""
+def make(
+    name: str, dtype: torch.dtype = torch.float32, manual: torch.dtype | None = None, seed: int = 0, layers: int = 0
+) -> Made:
+    """Random weights, as core's loader makes them: in inference mode, which autograd does not like.
+
+    Args:
+        layers: blocks, of a network whose configuration has `num_layers`; 0: as many as it says.
+    """
     family = FAMILIES[name]
-    kind = getattr(models, family.kind)(dict(family.config))
+    kind = getattr(models, family.kind)(family.config | ({"num_layers": layers} if layers else {}))
     kind.set_inference_dtype(dtype, manual)
     with torch.inference_mode():
-        model = kind.get_model({}, "", device="cpu")
-        generator = torch.Generator().manual_seed(0)
+        model = kind.get_model(family.state, "", device="cpu")
+        generator = torch.Generator().manual_seed(seed)
         for key, weight in model.diffusion_model.named_parameters():
             value = torch.randn(weight.shape, generator=generator) * 0.1
-            if "norm" in key and weight.ndim == 1 and key.endswith("weight"):
-                value += 1
-            weight.data = value.to(weight.dtype)
+            norm = "norm" in key and weight.ndim == 1 and key.endswith("weight")
+            value = value + 1 if norm else value
+            # H3's norms are no fp8 in its files, and core's kernel for them takes none.
+            weight.data = value.to(manual if norm and manual and name == "h3" else weight.dtype)
         patcher = as_patcher(model)
         management.load_models_gpu([patcher])
     return Made(family, patcher)
@@ -266,6 +417,20 @@ def twins(folder: Path):
     they compute and not how they round."""
     ours, core = load_backbone(folder, dtype="float32", memory=PlainMemory("cpu")), sd_patcher(folder)
     nn.Module.to(ours.denoiser.network, torch.float64)
+    return ours, from_comfy(in_float64(core), StandInVAE())
+
+
+def in_float64(patcher):
     with torch.inference_mode():
-        core.model.diffusion_model.to(torch.float64).dtype = torch.float64
-    return ours, from_comfy(core, StandInVAE())
+        patcher.model.diffusion_model.to(torch.float64).dtype = torch.float64
+    return patcher
+
+
+def xl_twins():
+    """(diffusers' UNet of Stable Diffusion XL's kind, a backbone of core's with the same weights), in float64."""
+    import diffusers
+
+    torch.manual_seed(0)
+    network = diffusers.UNet2DConditionModel(in_channels=4, **OF_XL, layers_per_block=1)
+    core = in_float64(unet_patcher(models.SDXL, SDXL, network.state_dict()))
+    return network.double().eval(), from_comfy(core, StandInVAE())

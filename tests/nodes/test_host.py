@@ -50,12 +50,16 @@ def test_no_more_frames_are_made_for_the_preview_than_are_shown(host):
 
     monitor = host.NodeMonitor(2, pictures)
     monitor.progress(1, 2, torch.arange(40.0)[:, None, None, None])
-    assert asked == [[0, 13, 26, 39]]
+    assert asked == [[0, 6, 11, 17, 22, 28, 33, 39]]
     ((done, total, (kind, strip, _)),) = monitor.bar.shown
     assert (done, total, kind) == (1, 2, "JPEG")
     assert strip.width / strip.height == 4 * 10 / 6
     assert strip.getpixel((0, 0)) == (0, 0, 0)
     assert strip.getpixel((strip.width - 1, 0)) == (255, 255, 255)
+    _, told, _ = host.PromptServer.instance.sent[-1]
+    assert len(told["frames"]) == 8
+    assert all(frame.startswith("data:image/jpeg;base64,") for frame in told["frames"])
+    assert len(told["frames"][0]) < 2000
 
 
 def test_the_page_is_told_each_step_and_its_record_once(host):
@@ -64,5 +68,5 @@ def test_the_page_is_told_each_step_and_its_record_once(host):
     monitor.progress(1, 3)
     monitor.progress(2, 3)
     sent = host.PromptServer.instance.sent
-    assert sent[0] == ("weft.run", {"node": "7", "done": 1, "total": 3, "record": {"loss": 1.5}}, "me")
+    assert sent[0] == ("weft.run", {"node": "7", "done": 1, "total": 3, "record": {"loss": 1.5}, "frames": []}, "me")
     assert sent[1][1]["record"] is None

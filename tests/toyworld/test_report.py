@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from weft.toyworld import world
-from weft.toyworld.report import bootstrap_interval, contact_sheet
+from weft.toyworld.report import bootstrap_interval, contact_sheet, side_by_side
 
 
 def draw(n, seed=4321, **options):
@@ -77,3 +77,18 @@ def test_a_contact_sheet_refuses_what_does_not_fit(tmp_path):
         contact_sheet([], tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"want a clip .* got \[3, 8, 8\]"):
         contact_sheet([clip[0]], tmp_path / "x.png")
+
+
+def test_clips_play_side_by_side(tmp_path):
+    clips = world.render(draw(2))[0]
+    path = tmp_path / "new" / "both.gif"
+    side_by_side([clips[0], clips[1, :5]], path, ["one", "two"], scale=2, fps=8)
+    with Image.open(path) as gif:
+        assert (gif.n_frames, gif.info["loop"], gif.info["duration"]) == (5, 0, pytest.approx(125, abs=5))
+        gif.seek(3)
+        page = torch.from_numpy(np.array(gif.convert("RGB")))
+    assert page.shape == (22 + 128 + 6, 2 * 134 + 6, 3)
+    shown = page[22:150, 140:268].permute(2, 0, 1)[:, ::2, ::2] / 255
+    assert (shown - clips[1, 3]).abs().mean() < 0.03, "a GIF has 256 colors"
+    with pytest.raises(ValueError, match="1 labels for 2 rows"):
+        side_by_side(clips, path, ["one"])

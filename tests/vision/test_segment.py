@@ -41,6 +41,25 @@ def test_the_choice_among_candidates_is_never_the_empty_one(choice, area):
     assert segment(Three(), moving(), read_prompts("3,5"), choice=choice).masks.sum() == area
 
 
+class Neighbour(ByColor):
+    """Thinks best of the thing beside the one that was clicked, then of both together."""
+
+    def look(self, frame):
+        masks = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.bool)
+        masks[0, 4:7, 5:8], masks[1, 4:7, 2:8], masks[2, 4:7, 2:5] = True, True, True
+        return lambda prompts: Candidates(masks, torch.tensor([0.9, 0.8, 0.5]), masks.float())
+
+
+@pytest.mark.parametrize(("points", "not_points", "columns"), [("4,5", "", (2, 8)), ("4.4,5", "5.6,5", (2, 5))])
+def test_a_candidate_that_holds_what_was_clicked_goes_before_one_that_does_not(points, not_points, columns):
+    (mask,) = segment(Neighbour(), moving(), read_prompts(points, not_points)).masks
+    assert mask.any(0).nonzero()[:, 0].tolist() == [*range(*columns)]
+
+
+def test_where_none_holds_it_the_best_is_taken():
+    assert segment(Neighbour(), moving(), read_prompts("9,0")).masks[0].any(0).nonzero()[0] == 5
+
+
 def test_clips_that_are_none_are_refused():
     with pytest.raises(ValueError, match="want frames"):
         segment(ByColor(), moving()[..., 0], read_prompts("3,5"))

@@ -26,6 +26,28 @@ export function button(text, title, act) {
   return made;
 }
 
+/** The pixels of a picture. */
+export function pixelsOf(image, ...part) {
+  const [left, top, width, height] = part.length ? part : [0, 0, image.naturalWidth, image.naturalHeight];
+  const context = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d");
+  context.drawImage(image, left, top, width, height, 0, 0, width, height);
+  return context.getImageData(0, 0, width, height);
+}
+
+/** A canvas that holds pixels. */
+export function canvasOf(pixels) {
+  const made = Object.assign(document.createElement("canvas"), { width: pixels.width, height: pixels.height });
+  made.getContext("2d").putImageData(pixels, 0, 0);
+  return made;
+}
+
+/** Text that can be read on any picture. */
+export function write(context, text, x, y, color, align = "left") {
+  Object.assign(context, { font: "bold 13px sans-serif", textAlign: align, strokeStyle: "#000", lineWidth: 3, fillStyle: color });
+  context.strokeText(text, x, y);
+  context.fillText(text, x, y);
+}
+
 /** Puts an element into a node as its last widget; it is in neither the workflow's values nor the prompt. */
 export function addView(node, root, height) {
   const widget = node.addDOMWidget(VIEW, VIEW, root, { serialize: false, hideOnZoom: false, getMinHeight: () => height });
@@ -40,7 +62,7 @@ export class Player {
     this.range = element("input", { type: "range", min: 0, max: 0, value: 0, title: "Frame", style: { flex: "1" } });
     this.label = element("span", { style: { font: "12px monospace", minWidth: "5ch", textAlign: "right" } });
     this.play = button("▶", "Play or stop (space)", () => this.toggle());
-    const row = { display: "flex", gap: "4px", alignItems: "center", flexWrap: "wrap", padding: "2px 0" };
+    const row = { display: "flex", gap: "4px", alignItems: "center", flexWrap: "wrap", padding: "2px 0", font: "12px sans-serif" };
     this.bar = element("div", { style: row }, this.play, this.range, this.label);
     this.tools = element("div", { style: row });
     const style = { display: "flex", flexDirection: "column", height: "100%", minHeight: `${height}px`, outline: "none", userSelect: "none" };
@@ -50,6 +72,7 @@ export class Player {
     for (const kind of ["pointerdown", "pointermove", "pointerup", "click", "dblclick", "contextmenu"])
       this.root.addEventListener(kind, (event) => event.stopPropagation());
     this.root.addEventListener("pointerdown", () => this.root.focus({ preventScroll: true }));
+    this.canvas.addEventListener("click", (event) => this.picked(this.place(event), event.shiftKey));
     this.observer = new ResizeObserver(() => this.paint());
     this.observer.observe(this.canvas);
     this.widget = addView(node, this.root, height);
@@ -65,6 +88,13 @@ export class Player {
     );
     this.range.max = Math.max(0, this.count - 1);
     this.go(Math.min(this.frame, this.count - 1));
+  }
+
+  /** Adds a frame to a clip, and shows it. */
+  add(name, file) {
+    (this.clips[name] ??= []).push(this.load(file));
+    this.range.max = this.count - 1;
+    this.go(this.count - 1);
   }
 
   load(file) {
@@ -115,6 +145,9 @@ export class Player {
 
   /** Whether a key meant something. */
   key({ key }) {
+    const step = { w: [0, -1], a: [-1, 0], s: [0, 1], d: [1, 0] }[key];
+    if (step) return this.point(step);
+    if (key.toLowerCase() === "x" && this.cursor) return this.picked(this.cursor, key === "X"), true;
     const keys = {
       " ": () => this.toggle(),
       ArrowLeft: () => (this.stop(), this.go(this.frame - 1)),
@@ -126,6 +159,29 @@ export class Player {
     if (!(key in keys)) return false;
     keys[key]();
     return true;
+  }
+
+  /** The panels of the canvas, each a picture and where it stands. */
+  panels() {
+    const image = this.count && this.at(Object.keys(this.clips)[0]);
+    return image ? [{ image, box: this.box(image) }] : [];
+  }
+
+  /** Moves a cross over the first panel, which x picks as a click does. */
+  point([right, down]) {
+    const [{ box } = {}] = this.panels();
+    if (!box || !this.pick) return false;
+    const [x, y] = this.cursor ?? [box.x + box.w / 2, box.y + box.h / 2];
+    const within = (at, from, size) => Math.max(from, Math.min(at, from + size - 1));
+    this.cursor = [within(x + (right * box.w) / 32, box.x, box.w), within(y + (down * box.h) / 32, box.y, box.h)];
+    this.paint();
+    return true;
+  }
+
+  /** A place of the canvas was chosen: `pick` is told the pixel of the picture there. */
+  picked([x, y], shift) {
+    const hit = this.panels().find(({ box }) => x >= box.x && y >= box.y && x < box.x + box.w && y < box.y + box.h);
+    if (hit) this.pick?.([(x - hit.box.x) / hit.box.scale, (y - hit.box.y) / hit.box.scale], hit.image, shift);
   }
 
   /** Where a picture stands in the canvas: as large as fits, in the middle of a share of its width. */
@@ -142,21 +198,20 @@ export class Player {
     return [((event.clientX - left) / width) * this.canvas.width, ((event.clientY - top) / height) * this.canvas.height];
   }
 
-  /** The pixel of a picture under a mouse event, or undefined beside it. */
-  pixel(event, image) {
-    const [x, y] = this.place(event), box = this.box(image);
-    const at = [(x - box.x) / box.scale, (y - box.y) / box.scale];
-    return at[0] >= 0 && at[1] >= 0 && at[0] < image.naturalWidth && at[1] < image.naturalHeight ? at : undefined;
-  }
-
   paint() {
     const { canvas } = this, context = canvas.getContext("2d");
     const width = Math.max(1, canvas.clientWidth), height = Math.max(1, canvas.clientHeight);
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     context.clearRect(0, 0, width, height);
     context.imageSmoothingEnabled = false;
-    if (this.count) this.draw(context);
-    else this.say(context, this.hint);
+    if (!this.count) return this.say(context, this.hint);
+    this.draw(context);
+    if (!this.cursor) return;
+    const [x, y] = this.cursor;
+    Object.assign(context, { fillStyle: "#fff", globalCompositeOperation: "difference" });
+    context.fillRect(x - 8, y - 1, 17, 2);
+    context.fillRect(x - 1, y - 8, 2, 17);
+    context.globalCompositeOperation = "source-over";
   }
 
   say(context, text) {
@@ -174,6 +229,19 @@ export class Player {
     const image = this.at(Object.keys(this.clips)[0]);
     if (image) this.put(context, image, this.box(image));
   }
+}
+
+/** Calls `act` with what a node's run tells while it goes on, and `rest` when the run is over, however it ends. */
+export function whileRunning(node, act, rest = () => {}) {
+  const listeners = { "weft.run": ({ detail }) => String(detail.node) === String(node.id) && act(detail) };
+  for (const end of ["execution_success", "execution_error", "execution_interrupted"]) listeners[end] = rest;
+  for (const [kind, listen] of Object.entries(listeners)) api.addEventListener(kind, listen);
+  const removed = node.onRemoved;
+  node.onRemoved = (...given) => {
+    for (const [kind, listen] of Object.entries(listeners)) api.removeEventListener(kind, listen);
+    rest();
+    removed?.apply(node, given);
+  };
 }
 
 /** Runs one node, and what it needs, alone. */

@@ -10,10 +10,15 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PAGE = Path(__file__).with_name("page.cjs")
+PATIENCE = 600  # seconds for one job
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -29,25 +34,62 @@ def obstacle() -> str | None:
     return None
 
 
-def visit(
-    url: str, jobs: list[dict[str, Any]], screenshot: Path | None = None, timeout: float = 300, vue: bool = False
-) -> list[Any]:
-    """Opens ComfyUI at `url`, does the jobs (see `page.cjs`) and returns their results.
+class Pages:
+    """Pages of ComfyUI that are open."""
+
+    def __init__(self, process: subprocess.Popen[str], complaints: IO[str]):
+        self.process, self.complaints = process, complaints
+
+    def do(self, job: dict[str, Any], timeout: float = PATIENCE) -> list[Any]:
+        """Does one job, see `page.cjs`, in every page; returns their answers.
+
+        Raises:
+            RuntimeError: it failed, or took longer than `timeout` seconds; the message is the page's.
+        """
+        watch = threading.Timer(timeout, self.process.kill)
+        watch.start()
+        try:
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            watch.cancel()
+        if not line:
+            self.complaints.seek(0)
+            raise RuntimeError(f"the browser failed: {self.complaints.read().strip() or f'no answer in {timeout} s'}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"the browser failed: {answer['error']}")
+        return answer["answers"]
+
+
+@contextmanager
+def open_pages(url: str, vue: Sequence[bool] = (False,), sharp: bool = False) -> Iterator[Pages]:
+    """Opens ComfyUI at `url` in one page for each of `vue`: whether nodes are elements of the page, or on the canvas.
 
     Args:
-        vue: draw nodes as elements of the page, not on the canvas.
+        sharp: a pixel of the page is four, and nothing of the page lies over the graph, for pictures.
 
     Raises:
-        RuntimeError: a job failed; the message is the page's.
+        RuntimeError: a page did not open; the message is the browser's.
     """
-    task = {"url": url, "chromium": _chromium(), "vue": vue, "jobs": jobs}
-    task["screenshot"] = screenshot and str(screenshot)
-    done = subprocess.run(
-        ["node", PAGE], input=json.dumps(task), capture_output=True, text=True, timeout=timeout, env=_environment()
-    )
-    if done.returncode:
-        raise RuntimeError(f"the browser failed: {done.stderr.strip()}")
-    return json.loads(done.stdout)
+    with tempfile.TemporaryFile("w+") as complaints:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": complaints}
+        with subprocess.Popen(["node", PAGE], text=True, env=_environment(), **pipes) as process:
+            pages = Pages(process, complaints)
+            try:
+                pages.do({"url": url, "chromium": _chromium(), "vue": list(vue), "sharp": sharp})
+                yield pages
+            finally:
+                process.stdin.close()  # which closes the browser
+
+
+def visit(url: str, jobs: Iterable[dict[str, Any]], sharp: bool = False) -> list[Any]:
+    """Opens ComfyUI at `url`, does the jobs in one page and returns their answers. RuntimeError as in `Pages.do`."""
+    with open_pages(url, sharp=sharp) as pages:
+        return [answer for job in jobs for answer in pages.do(job)]
 
 
 def _environment() -> dict[str, str]:

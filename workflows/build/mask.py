@@ -17,7 +17,7 @@ NOTE = """\
 """
 CLICK_NOTE = {
     "way": "click",
-    "how": "**Click** says where the thing is: `x,y` in pixels of the first frame, several separated by `;`.",
+    "how": "Click the thing in the picture of **Click**; shift-click what is not it, drag a box. Enter shows the mask.",
     "models": "a SAM into `models/sams` or a SAM 2 into `models/sam2` and choose it in **SAM**",
 }
 TEXT_NOTE = {

@@ -130,8 +130,8 @@ def via_instructpix2pix() -> Graph:
         files=f"the folder `{EDITOR}` into `models/diffusers`",
         clip=" **Size** makes it 512x512.",
         texts="no words, and say in **Instruction** what to do",
-        turn="**Candidates** edits one frame with several seeds: put the number of the best into its choice, and "
-        "**Adapt** learns from it. MGIE's embeddings come by **Load Prompt**, in the place of **Instruction**.",
+        turn="**Candidates** edits one frame with several seeds: click the best, and **Adapt** learns from it. MGIE's "
+        "embeddings come by **Load Prompt**, in the place of **Instruction**.",
         memory=" of 12 GB or more",
     )
     numbers = {"Candidates": {"cfg": 7.5}, "Sample": {"cfg": 7.5, "image_cfg": 1.5}, "Noise": {"steps": 10}}

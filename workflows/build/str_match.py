@@ -15,12 +15,13 @@ NOTE = """\
 4. Your own clip and model: put a diffusers folder (Zeroscope, ModelScope) into `models/diffusers`, choose it in \
 **Model**, describe your clip in **Source prompt**, and start with the paper's numbers: strength 0.01, cfg 7.5, and \
 **Negative prompt** disconnected, so that guidance moves away from the source's prompt.{own}
+5. Too little changes? Raise cfg, then lower strength; **Sample** says how far strength moves the latent at each step.
 """
 PLAIN_NOTE = {"title": "", "own": ""}
 MASKED_NOTE = {
     "title": " inside a mask",
-    "own": " Put a SAM into `models/sams` or a SAM 2 into `models/sam2`, choose it in **SAM**, and say in **Click** "
-    "where the thing is: `x,y` in pixels of the first frame. Raise **Blend** dilate if the new shape is larger.",
+    "own": " Put a SAM into `models/sams` or a SAM 2 into `models/sam2`, choose it in **SAM**, and click the "
+    "thing in the picture of **Click**; Enter shows its mask. Raise **Blend** dilate if the new shape is larger.",
 }
 
 

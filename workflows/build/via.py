@@ -21,14 +21,13 @@ NOTES = {
     "local": {
         "title": "one thing of the picture",
         "also": "",
-        "first": "**Click** says where the thing is: `x,y` in pixels of the first frame. Around it the source stays.",
+        "first": "Click the thing in the picture of **Click**; Enter shows its mask. Around it the source stays.",
         "then": "**Blend** dilate lets the new shape be larger; feather softens its edge; `paper_ramp` is VIA's own.",
     },
     "global": {
         "title": "the whole picture",
         "also": "",
-        "first": "**Candidates** edits one frame with several seeds: put the number of the best into its choice. All "
-        "frames start from that seed.",
+        "first": "**Candidates** edits one frame with several seeds: click the best. All frames start from that seed.",
         "then": "**Adapt** learns from that pair what you mean, and **Sample** edits all frames so.",
     },
     "long": {

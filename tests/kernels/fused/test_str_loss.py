@@ -8,7 +8,7 @@ import torch
 from weft.kernels import str_loss
 from weft.kernels.attention_map import fused as attention_map_fused
 from weft.kernels.attention_map import fused_backward
-from weft.kernels.str_loss import fused
+from weft.kernels.str_loss import fused, fused_loss, reduce_rows
 from weft.kernels.str_loss.reference import rows_reference
 from weft.tests.kernels.guards import Guards
 from weft.tests.kernels.mutants import fails, mutant
@@ -55,6 +55,68 @@ def test_fused_is_the_reference(shape, dtype, together):
 
 def test_small_frames_go_together_and_large_ones_alone():
     assert [fused.together(16, N) for N in (40, 640, 1024, 1025, 2560, 4096)] == [16, 16, 16, 1, 1, 1]
+
+
+def check_loss(module, shape=(4, 33, 1, 20, 1), dtype=torch.float32, wanted=(True, True), together=1):
+    """Rows, and the gradient of the loss of rows, against autograd through the reference in float64."""
+    *dims, neighbours = shape
+    source, target = side(*dims, dtype), side(*dims, dtype)
+    exact = [x.double().requires_grad_() for x in target]
+    want = rows_reference([x.double() for x in source], exact, neighbours, 0.2)
+    reduce_rows(want).backward()
+    with Guards() as g, patch.object(module, "together", lambda frames, N: min(together, frames)):
+        fenced = [[g.input(x) for x in one] for one in (source, target)]
+        rows, *maps, dt = module.loss_fused(*fenced, neighbours, 0.2, *wanted)
+    assert_close(rows, want.detach(), torch.float32)
+    for got, leaf in zip(maps, exact) if wanted[0] else ():
+        assert got.dtype == dtype
+        assert_gradient(got.double(), leaf.grad, limit=CLOSE[dtype][0])
+    if wanted[1]:
+        assert_gradient(dt.double(), exact[2].grad, limit=CLOSE[torch.float32][0])
+
+
+@pytest.mark.parametrize("together", [1, 99])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_one_sweep_is_the_reference(shape, dtype, together):
+    check_loss(fused_loss, shape, dtype, together=together)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=["maps", "weights"])
+def test_one_sweep_makes_only_what_is_wanted(wanted):
+    check_loss(fused_loss, SHAPES[1], wanted=wanted)
+
+
+def test_one_sweep_through_autograd():
+    sides = [*side(3, 17, 2, 16, torch.float32), *side(3, 17, 2, 16, torch.float32)]
+    sides[5] = torch.cat([torch.eye(3, device=DEVICE)[None], sides[5][1:]])  # a score that vanishes here and there
+    results = []
+    for options in ({"backend": "triton", "sweeps": 1}, {"backend": "chunked"}):
+        leaves = [x.clone().requires_grad_(n in (3, 4)) for n, x in enumerate(sides)]
+        loss, rows = str_loss(*leaves, **options)
+        (3 * loss).backward()
+        results.append((loss.detach(), rows.detach(), leaves[3].grad, leaves[4].grad))
+        assert leaves[5].grad is None
+    for got, want in zip(*results):
+        assert_gradient(got, want, limit=CLOSE[torch.float32][0])
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a mutant reads outside its buffers")
+@pytest.mark.parametrize(
+    ("old", "new", "dies"),
+    [
+        ("# all [B B], pixels", "# all  [B B], pixels", False),
+        ("b_q * b_s + b_q_back * b_s_t\n", "b_q * b_s + b_q * b_s_t\n", True),
+        ("b_p * b_s_t + b_p_back * b_s\n", "b_p * b_s + b_p_back * b_s_t\n", True),
+        ("b_two = -b_one * (b_ab / b_bb)", "b_two = b_one * (b_ab / b_bb)", True),
+        ("b_ds_back += weight(t, j, i, o_q", "b_ds_back += weight(t, i, j, o_q", True),
+        ("tl.sum(b_back * b_near_t + b_there * b_s, 0)", "tl.sum(b_back * b_near_t, 0)", True),
+        ("Ring(*target, scale, S + 3 * R)", "Ring(*target, scale, S + 2 * R)", True),
+    ],
+    ids=["control", "score", "partner", "weights", "maps", "temporal", "ring"],
+)
+def test_the_checks_of_one_sweep_can_fail(old, new, dies, tmp_path):
+    assert fails(check_loss, mutant(fused_loss, old, new, tmp_path)) == dies
 
 
 @pytest.mark.parametrize("size", [10, 45])
