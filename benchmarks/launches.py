@@ -2,9 +2,9 @@
 
     python -m weft.benchmarks.launches    # prints the table of benchmarks/results/overhead.md
 
-Nothing is computed: networks live on torch's meta device, which knows shapes alone, so that a full-size Stable Diffusion
-takes a second. Asking such a tensor for a number (`item`, `cpu`, `nonzero`, `bool`) is an error, so that what runs here
-never waits for a GPU. The Triton launchers run as they are, and their kernels are counted in place of being launched.
+Nothing is computed: networks live on torch's meta device, which knows shapes alone. Asking such a tensor for a number
+(`item`, `cpu`, `nonzero`, `bool`) is an error, so that what runs here never waits for a GPU. The Triton launchers run
+as they are, and their kernels are counted in place of being launched.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Stage:
 
 def found(backbone: Backbone, shape: tuple[int, ...]) -> Correspondence:
     """Of a clip in which nothing moves."""
-    frames, _, h, w = shape
+    frames = shape[0]
     grid = tuple(backbone.denoiser.grid(backbone.denoiser.sites[0], shape)[1:])
     still = torch.arange(grid[0] * grid[1]).view(1, -1, 1).expand(frames - 1, -1, 3).int()
     return Correspondence(still, still, grid, 0, 9, backbone.denoiser.fingerprint)

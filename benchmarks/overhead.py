@@ -230,14 +230,14 @@ def main() -> None:
         products = {product for method in stage.methods for product, count in method.own.items() if count}
         lines += ["", *stage.lines({product: product.seconds() for product in products})]
         print("\n".join(lines[-len(stage.methods) - 5 :]), file=sys.stderr, flush=True)
-    options.out.write_text("\n".join([header(), *lines]) + "\n")
+        options.out.write_text("\n".join([header(), *lines]) + "\n")
 
 
 def header() -> str:
     return """# What the methods cost beyond the arithmetic they need
 
-{date}, commit {commit}, `python -m weft.benchmarks.overhead`, {cpu}, one thread, torch {torch}; a product of 1024 x 1024
-matrices ran at {rate:.0f} GFLOP/s.
+{date}, commit {commit}, `python -m weft.benchmarks.overhead`, {cpu}, one thread, torch {torch}; a product of 1024 x
+1024 matrices ran at {rate:.0f} GFLOP/s.
 """.format(**origin(), cpu=cpu_name(), torch=torch.__version__, rate=matrix_rate() / 1e9)
 
 

@@ -96,13 +96,13 @@ class RunView {
     const [least, most] = [Math.min(...values), Math.max(...values)], low = scale(least), range = scale(most) - low || 1;
     Object.assign(context, { strokeStyle: "#777", fillStyle: "#aaa", lineWidth: 1, font: "10px sans-serif", textAlign: "right" });
     context.strokeRect(left + 0.5, top + 0.5, width, height);
-    context.fillText(most.toPrecision(2), left - 3, top + 9);
-    if (most > least) context.fillText(least.toPrecision(2), left - 3, top + height);
+    context.fillText(+most.toPrecision(4), left - 3, top + 9);
+    if (most > least) context.fillText(+least.toPrecision(4), left - 3, top + height);
     context.beginPath();
     values.forEach((v, i) => context.lineTo(left + this.share(i) * width, top + height - 3 - ((scale(v) - low) / range) * (height - 6)));
     Object.assign(context, { strokeStyle: color, fillStyle: color, lineWidth: 1.5, textAlign: "left" });
     context.stroke();
-    context.fillText(`${name.replace("_", " ")} ${values.at(-1).toPrecision(3)}`, left + 4, top + 11);
+    context.fillText(`${name.replace("_", " ")} ${+values.at(-1).toPrecision(4)}`, left + 4, top + 11);
   }
 
   share(i) {

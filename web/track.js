@@ -12,6 +12,7 @@ class Track extends Player {
   }
 
   told(message) {
+    this.frame = 0;
     this.show({ clip: message.weft_clip });
   }
 }

@@ -43,7 +43,7 @@ def test_the_clip_is_made_of_files_in_place_of_the_edit(name):
 def test_another_workflow_is_refused():
     graph = read_graph(API / "str_match.json")
     for make in (lambda: one_part(graph, 0, 2, "cat"), lambda: merged(graph, 2, "cat")):
-        with pytest.raises(ValueError, match="want a workflow with one each of WeftChunkPlan.* as via_long: this has 0"):
+        with pytest.raises(ValueError, match=r"want a workflow with one each of .* as via_long: this has 0"):
             make()
 
 

@@ -62,7 +62,7 @@ export class Player {
     this.range = element("input", { type: "range", min: 0, max: 0, value: 0, title: "Frame", style: { flex: "1" } });
     this.label = element("span", { style: { font: "12px monospace", minWidth: "5ch", textAlign: "right" } });
     this.play = button("▶", "Play or stop (space)", () => this.toggle());
-    const row = { display: "flex", gap: "4px", alignItems: "center", flexWrap: "wrap", padding: "2px 0" };
+    const row = { display: "flex", gap: "4px", alignItems: "center", flexWrap: "wrap", padding: "2px 0", font: "12px sans-serif" };
     this.bar = element("div", { style: row }, this.play, this.range, this.label);
     this.tools = element("div", { style: row });
     const style = { display: "flex", flexDirection: "column", height: "100%", minHeight: `${height}px`, outline: "none", userSelect: "none" };

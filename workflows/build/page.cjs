@@ -133,6 +133,7 @@ async function finished(page, start) {
 
 // What `act` can do; places are shares of the canvas in the widget of the node with that title.
 const VERBS = {
+  view,
   click: async (page, title, x, y) => page.mouse.click(...(await placeOf(page, title, x, y))),
   shiftClick: async (page, title, x, y) => {
     await page.keyboard.down("Shift");
@@ -168,15 +169,22 @@ async function act(page, { act: steps }) {
   return { seen };
 }
 
-async function placeOf(page, title, x, y, selector = "canvas") {
-  const found = ([title, selector]) => {
+async function view(page, title) {
+  await page.evaluate((title) => {
     const { graph, canvas } = window.app, node = graph._nodes.find((n) => n.title === title);
     Object.assign(canvas.ds, { scale: 0.8, offset: [300 - node.pos[0], 200 - node.pos[1]] });
     canvas.setDirty(true, true);
+  }, title);
+  await page.waitForTimeout(400); // until the widget has followed
+}
+
+async function placeOf(page, title, x, y, selector = "canvas") {
+  await view(page, title);
+  const found = ([title, selector]) => {
+    const node = window.app.graph._nodes.find((n) => n.title === title);
     return node.widgets.find((w) => w.name === "weft_view").element.querySelector(selector);
   };
   const handle = await page.evaluateHandle(found, [title, selector]);
-  await page.waitForTimeout(400); // until the widget has followed
   const { left, top, width, height } = await handle.evaluate((e) => e.getBoundingClientRect().toJSON());
   return [left + x * width, top + y * height];
 }
