@@ -73,7 +73,7 @@ def test_the_shipped_clip_reads_alike(comfyui, tmp_path):
 def test_both_ways_agree(comfyui, tmp_path, monkeypatch):
     own, frames = clip.read_video, read_by(comfyui, clip.CLIP, tmp_path / "frames.pt")
     monkeypatch.setattr(clip, "read_video", lambda path: frames if path == clip.CLIP else own(path))
-    graph = changed(read_graph(demo.WORKFLOW), few(read_graph(demo.WORKFLOW)))
+    graph = changed(demo.demo_graph(), few(demo.demo_graph()))
     made = {via: demo.demo(path, graph, tmp_path / via) for via, path in {"comfyui": comfyui, "library": None}.items()}
     for via, metrics in made.items():
         assert metrics["via"] == via
