@@ -221,8 +221,7 @@ def _conflict(one: Control, other: Control) -> str | None:
 
 def name_of(control: Control) -> str:
     """A control as a user knows it: `CorrespondenceAttention` -> Correspondence Attention."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(control).__name__)
-    return control.title or words
+    return control.title or re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(control).__name__)
 
 
 def require_mask(mask: Tensor) -> Tensor:
