@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -215,14 +216,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stage", type=int, nargs="*", default=range(4), help="which of the four")
-    parser.add_argument("--only", default="", help="methods with this in their names, beside the plain ones")
+    parser.add_argument(
+        "--only", default="", help="methods whose name has this regular expression in it, and the plain ones"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "overhead.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = []
     for number in options.stage:
         stage = stages()[number]()
-        stage.methods = [m for m in stage.methods if options.only in m.name or m.name in ("plain edit", "inversion")]
+        stage.methods = [
+            m for m in stage.methods if re.search(options.only, m.name) or m.name in ("plain edit", "inversion")
+        ]
         for method in stage.methods:
             stage.look(method)
         for _ in range(options.rounds):

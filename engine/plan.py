@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -220,8 +221,7 @@ def _conflict(one: Control, other: Control) -> str | None:
 
 def name_of(control: Control) -> str:
     """A control as a user knows it: `CorrespondenceAttention` -> Correspondence Attention."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(control).__name__)
-    return control.title or words
+    return control.title or re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(control).__name__)
 
 
 def require_mask(mask: Tensor) -> Tensor:
@@ -243,9 +243,5 @@ def require_mask(mask: Tensor) -> Tensor:
 def attend_with(controls: Sequence[Control], attend: Attend) -> Attend:
     """`attend` wrapped in `controls`; the first is outermost."""
     for control in reversed(controls):
-        attend = _wrap(control, attend)
+        attend = partial(control.attention, attend=attend)
     return attend
-
-
-def _wrap(control: Control, attend: Attend) -> Attend:
-    return lambda call: control.attention(call, attend)
