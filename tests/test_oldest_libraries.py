@@ -42,8 +42,8 @@ def test_shipped_models_load_and_edit_with_the_oldest_libraries():
 
 def same(version, bound):
     """2.4.0+cpu is 2.4."""
-    numbers = re.match(r"[\d.]+", version)[0].rstrip(".")
-    return numbers.startswith(bound) and not set(numbers[len(bound) :]) - set(".0")
+    got, want = ([int(n) for n in re.findall(r"\d+", text.split("+")[0])] for text in (version, bound))
+    return got[: len(want)] == want and not any(got[len(want) :])
 
 
 def test_the_oldest_are_the_lower_bounds():
