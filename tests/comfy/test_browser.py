@@ -14,13 +14,17 @@ ALONE = [name for name in NAMES if not name.endswith("_distributed")]  # the oth
 DEMO = "str_match"
 HELP = "WeftSTRLatentOptimizer"  # the longest page stands for all; the demo has that node
 FEW = {"steps": 4, "edit_steps": 2}  # values that make a run short
+# How far the saved video comes, or else which videos there are.
 PLAYED = """(async () => {
-  const saved = () => [...document.querySelectorAll('video')].find((v) => v.currentSrc.includes('type=output'));
+  app.canvas.ds.scale = 0.8;
+  app.canvas.centerOnNode(app.graph._nodes.find((n) => n.type === 'SaveVideo'));
+  const address = (v) => [v.src, ...[...v.querySelectorAll('source')].map((s) => s.src)].join(' ');
+  const saved = () => [...document.querySelectorAll('video')].find((v) => address(v).includes('type=output'));
   for (let tries = 0; tries < 100 && !(saved()?.currentTime > 0); tries++) {
-    saved()?.play();
+    if (saved()) Object.assign(saved(), { muted: true }).play().catch(() => {});
     await new Promise((done) => setTimeout(done, 100));
   }
-  return saved()?.currentTime ?? 0;
+  return saved()?.currentTime || [...document.querySelectorAll('video')].map(address);
 })()"""
 LARGEST = 200_000  # bytes of a workflow that the page saves
 pytestmark = pytest.mark.comfy
@@ -96,7 +100,7 @@ def test_the_demo_runs_from_the_page_and_its_video_plays(pages, mode):
     pages.do({"drop": json.loads((FOLDER / f"{DEMO}.json").read_text()), "name": DEMO, **only})
     pages.do({"run": FEW, **only})
     ((played,),) = [answer["seen"] for answer in pages.do({"act": [["read", PLAYED]], **only})]
-    assert played > 0
+    assert isinstance(played, (int, float)), f"of these videos the saved one does not play: {played}"
 
 
 def test_the_page_complains_of_nothing_of_ours(pages):
