@@ -121,9 +121,8 @@ def test_parts_as_files_give_the_clip_and_one_can_be_run_again(editor, tmp_path)
         client("--part", "1/2", "--out", tmp_path / "parts")
     files = sorted((tmp_path / "parts").iterdir())
     assert [file.name for file in files] == [f"cat.part_{i}_of_2.safetensors" for i in range(2)]
-    for file in files:  # another machine, which has none of them
-        editor.server.upload(file.rename(file.with_name(f"moved_{file.name}")))
-    client("--merge", 2, "--name", "moved_cat", "--out", tmp_path / "edit")
+    moved = [file.rename(file.with_name(f"moved_{file.name}")) for file in files]  # as if the server had none of them
+    client("--merge", 2, "--name", "moved_cat", "--upload", *moved, "--out", tmp_path / "edit")
     pictures = sorted((tmp_path / "edit").glob("*.png"))
     got = np.stack([np.asarray(Image.open(file)) for file in pictures])
     assert got.shape == want.shape
