@@ -4,12 +4,13 @@ RUN := .venv/bin/python -m
 # Processes that run tests side by side.
 WORKERS ?= 2
 
-.PHONY: help demo test lint environment train clean
+.PHONY: help demo test lint environment oldest train clean
 
 help:
 	@echo "make demo    edit the shipped clip in ComfyUI and hold the result against the truth (output/demo)"
 	@echo "make test    lint and every test, in ComfyUI too where it is found"
 	@echo "make lint    ruff alone"
+	@echo "make oldest  make .venv-old with the oldest libraries allowed, which 'make test' then tries as well"
 	@echo "make train   train the toy world's models anew (hours without a GPU; goes on where it stopped)"
 	@echo "make clean   remove .venv, a ComfyUI cloned by us, and outputs"
 
@@ -25,6 +26,9 @@ lint: environment
 
 environment:
 	@$(PYTHON) -m weft.headless.environment
+
+oldest:
+	@$(PYTHON) -m weft.headless.environment --oldest
 
 train: environment
 	$(RUN) weft.toyworld.train vae
@@ -43,4 +47,4 @@ train: environment
 	$(RUN) weft.toyworld.train clip
 
 clean:
-	rm -rf .venv .comfy output .pytest_cache .ruff_cache
+	rm -rf .venv .venv-old .comfy output .pytest_cache .ruff_cache

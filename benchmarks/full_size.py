@@ -40,7 +40,7 @@ from ..engine.plan import PLAIN
 from ..engine.probe import read_calls
 from ..engine.words import NEGATIVE, POSITIVE, SOURCE, Layout, Row
 from ..kernels import reduce_rows, str_rows
-from ..methods.str_match import paired, score_inputs, site_pairs
+from ..methods.str_match import paired, queries_and_keys, score_inputs, site_pairs
 from .counted import counting, without_weights
 
 LEVELS, RECOMPUTE = ", all levels", ", recompute"
@@ -113,7 +113,7 @@ def stage_of(denoiser: DiffusersUNet, case: Case, name: str) -> Callable[[], Non
         source = None
         if str_loss:
             with torch.no_grad():
-                source = paired(pairs, look(evaluation({SOURCE: clips[SOURCE]}), row=SOURCE))
+                source = queries_and_keys(paired(pairs, look(evaluation({SOURCE: clips[SOURCE]}), row=SOURCE)))
         z = clips[POSITIVE].clone().requires_grad_()
         target = paired(pairs, look(evaluation({POSITIVE: z}, recompute), row=POSITIVE))
         if str_loss:

@@ -65,7 +65,7 @@ def str_case(name: str, levels: list, device, dtype, fused: bool) -> Case:
         flops.append(layers * 5 * 2 * F * H * N * N * D)
         moved.append(layers * (size_of(*sides[-1]) + size_of(*sides[-1][3:])))
 
-    def run(backend):
+    def run(backend, sweeps=2):
         total = 0
         for (layers, *_), side in zip(levels, sides):
             for _ in range(layers):
@@ -74,13 +74,15 @@ def str_case(name: str, levels: list, device, dtype, fused: bool) -> Case:
                         a = score_of_maps(eager_maps(*side[:2]), side[2], 1)
                     total = total + reduce_rows(eager_rows(*side[3:], a))
                 else:
-                    total = total + str_loss(*side, backend=backend)[0]
+                    total = total + str_loss(*side, sweeps=sweeps, backend=backend)[0]
         total.backward()
         for side in sides:
             for x in side[3:]:
                 x.grad = None
 
     calls = {"eager": lambda: run("eager"), **forms(run, fused)}
+    if fused:
+        calls["fused, one sweep"] = lambda: run("triton", 1)
     return Case("str_loss, forward + backward", name, calls, sum(moved), sum(flops))
 
 

@@ -2,9 +2,9 @@
 
     python -m weft.benchmarks.launches    # prints the table of benchmarks/results/overhead.md
 
-Nothing is computed: networks live on torch's meta device, which knows shapes alone, so that a full-size Stable Diffusion
-takes a second. Asking such a tensor for a number (`item`, `cpu`, `nonzero`, `bool`) is an error, so that what runs here
-never waits for a GPU. The Triton launchers run as they are, and their kernels are counted in place of being launched.
+Nothing is computed: networks live on torch's meta device, which knows shapes alone. Asking such a tensor for a number
+(`item`, `cpu`, `nonzero`, `bool`) is an error, so that what runs here never waits for a GPU. The Triton launchers run
+as they are, and their kernels are counted in place of being launched.
 """
 
 from __future__ import annotations
@@ -43,6 +43,14 @@ META = torch.device("meta")
 ROWS = (SOURCE, NEGATIVE, POSITIVE)
 
 
+class _Launches(Operations):
+    """Operations, and no allocations."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count -= "empty" in func._schema.name
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 class _Attention(TorchFunctionMode):
     """Attention counts as the one launch it is on a GPU, whatever it is made of elsewhere."""
 
@@ -61,14 +69,14 @@ class _Attention(TorchFunctionMode):
 @contextmanager
 def counted() -> Iterator[Operations]:
     """Counts what happens inside, as if it happened on a GPU."""
-    from triton.runtime.jit import JITFunction
+    from ..kernels.attention_map.fused import map_kernel
 
-    with Operations() as seen, _Attention(seen):
+    with _Launches() as seen, _Attention(seen):
 
         def run(kernel, *args, **kwargs) -> None:
             seen.count += 1
 
-        with patch.object(dispatch, "_why_not", lambda x: None), patch.object(JITFunction, "run", run):
+        with patch.object(dispatch, "_why_not", lambda x: None), patch.object(type(map_kernel), "run", run):
             yield seen
 
 
@@ -144,7 +152,7 @@ class Stage:
 
 def found(backbone: Backbone, shape: tuple[int, ...]) -> Correspondence:
     """Of a clip in which nothing moves."""
-    frames, _, h, w = shape
+    frames = shape[0]
     grid = tuple(backbone.denoiser.grid(backbone.denoiser.sites[0], shape)[1:])
     still = torch.arange(grid[0] * grid[1]).view(1, -1, 1).expand(frames - 1, -1, 3).int()
     return Correspondence(still, still, grid, 0, 9, backbone.denoiser.fingerprint)

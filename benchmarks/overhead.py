@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -215,14 +216,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stage", type=int, nargs="*", default=range(4), help="which of the four")
-    parser.add_argument("--only", default="", help="methods with this in their names, beside the plain ones")
+    parser.add_argument(
+        "--only", default="", help="methods whose name has this regular expression in it, and the plain ones"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "overhead.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = []
     for number in options.stage:
         stage = stages()[number]()
-        stage.methods = [m for m in stage.methods if options.only in m.name or m.name in ("plain edit", "inversion")]
+        stage.methods = [
+            m for m in stage.methods if re.search(options.only, m.name) or m.name in ("plain edit", "inversion")
+        ]
         for method in stage.methods:
             stage.look(method)
         for _ in range(options.rounds):
@@ -230,14 +235,14 @@ def main() -> None:
         products = {product for method in stage.methods for product, count in method.own.items() if count}
         lines += ["", *stage.lines({product: product.seconds() for product in products})]
         print("\n".join(lines[-len(stage.methods) - 5 :]), file=sys.stderr, flush=True)
-    options.out.write_text("\n".join([header(), *lines]) + "\n")
+        options.out.write_text("\n".join([header(), *lines]) + "\n")
 
 
 def header() -> str:
     return """# What the methods cost beyond the arithmetic they need
 
-{date}, commit {commit}, `python -m weft.benchmarks.overhead`, {cpu}, one thread, torch {torch}; a product of 1024 x 1024
-matrices ran at {rate:.0f} GFLOP/s.
+{date}, commit {commit}, `python -m weft.benchmarks.overhead`, {cpu}, one thread, torch {torch}; a product of 1024 x
+1024 matrices ran at {rate:.0f} GFLOP/s.
 """.format(**origin(), cpu=cpu_name(), torch=torch.__version__, rate=matrix_rate() / 1e9)
 
 

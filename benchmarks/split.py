@@ -51,10 +51,12 @@ class Meta:
     def of(cls, x: Tensor) -> Meta:
         return cls(tuple(x.shape), x.stride(), x.dtype)
 
-    def like(self) -> Tensor:
-        """Random numbers, laid out alike."""
-        last = sum((n - 1) * s for n, s in zip(self.shape, self.stride))
-        return torch.randn(last + 1).to(self.dtype).as_strided(self.shape, self.stride)
+    def like(self, places: int) -> Tensor:
+        """Random numbers, laid out alike; whole ones are under `places`, as an index is."""
+        last = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride))
+        whole = not self.dtype.is_floating_point
+        numbers = torch.randint(places, (last,)) if whole else torch.randn(last)
+        return numbers.to(self.dtype).as_strided(self.shape, self.stride)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ class Product:
 
     def seconds(self) -> float:
         """The least of many tries."""
-        args, named = tree_unflatten([x.like() if isinstance(x, Meta) else x for x in self.given], self.form)
+        first, *others = self.given
+        places = first.shape[others[0]] if others and type(others[0]) is int and first.shape else 1  # along this axis
+        args, named = tree_unflatten([x.like(places) if isinstance(x, Meta) else x for x in self.given], self.form)
         with torch.no_grad():
             return least(lambda: self.function(*args, **named))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -242,9 +243,5 @@ def require_mask(mask: Tensor) -> Tensor:
 def attend_with(controls: Sequence[Control], attend: Attend) -> Attend:
     """`attend` wrapped in `controls`; the first is outermost."""
     for control in reversed(controls):
-        attend = _wrap(control, attend)
+        attend = partial(control.attention, attend=attend)
     return attend
-
-
-def _wrap(control: Control, attend: Attend) -> Attend:
-    return lambda call: control.attention(call, attend)

@@ -63,6 +63,7 @@ class Codec(Protocol):
 
     fingerprint: str
     layout: Layout
+    takes: Layout  # the sizes and lengths of clips that it encodes, which may be coarser
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [F, H, W, 3] in 0..1 -> wire latents. ValueError on a shape or size the model cannot take."""

@@ -77,6 +77,8 @@ def load_trajectory(path: Path, backbone: Backbone, prompt: Prompt) -> Trajector
         )
     if any(name not in tensors or not tensors[name].isfinite().all() for name in parts):
         raise ValueError(f"'{path.name}' lacks its latents, or they are no numbers: make it again")
+    if BESIDE in tensors and not (hasattr(backbone.codec, "apart") and tensors[BESIDE].isfinite().all()):
+        raise ValueError(f"'{path.name}' holds audio beside its picture, which '{backbone.name}' cannot take")
     try:
         schedule = _schedule(told["weft_schedule"])
         held = {name: tensors[name].float() for name in (*parts, BESIDE) if name in tensors}

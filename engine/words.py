@@ -10,6 +10,7 @@ H heads, D head size, S steps, L text tokens, E text width. Level k counts noise
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -103,19 +104,46 @@ class Layout:
     pixels: int  # a frame's height and width over the latent's
     frames: int = 1  # pixel frames in a latent frame
     first_alone: bool = False  # the first latent frame is one pixel frame, as causal video VAEs have it
+    again: int = 0  # after so many latent frames one is alone again (MiniMax H3: 5); 0: never
+    last: int = 0  # how many latent frames the last such group has in a whole clip
+
+    @property
+    def _group(self) -> int:
+        """Pixel frames until a latent frame is alone again."""
+        return 1 + (self.again - 1) * self.frames
 
     def latent_frames(self, pixel_frames: int) -> int:
         """How many latent frames a clip takes, its last group filled up."""
+        if self.again:
+            groups, rest = divmod(pixel_frames, self._group)
+            return groups * self.again + (1 + -(-(rest - 1) // self.frames) if rest else 0)
         if self.first_alone:
             return 1 + -(-(pixel_frames - 1) // self.frames)
         return -(-pixel_frames // self.frames)
 
     def pixel_frames(self, latent_frames: int) -> int:
         """How many pixel frames so many latent frames hold."""
+        if self.again:
+            groups, rest = divmod(latent_frames, self.again)
+            return groups * self._group + (1 + (rest - 1) * self.frames if rest else 0)
         return 1 + (latent_frames - 1) * self.frames if self.first_alone else latent_frames * self.frames
+
+    def fitting(self, pixel_frames: int) -> int:
+        """The most frames of a clip that fill whole latent frames."""
+        latent = self.latent_frames(pixel_frames)
+        latent -= self.pixel_frames(latent) > pixel_frames
+        while self.again and latent > 1 and latent % self.again != self.last:
+            latent -= 1
+        return self.pixel_frames(latent)
+
+    def filled(self, pixel_frames: int) -> int:
+        """The fewest frames, not less than these, that fill whole latent frames."""
+        return next(n for n in itertools.count(pixel_frames) if self.fitting(n) == n)
 
     def span(self, latent_frame: int) -> range:
         """The pixel frames of one latent frame."""
+        if self.again:
+            return range(self.pixel_frames(latent_frame), self.pixel_frames(latent_frame + 1))
         start = latent_frame * self.frames
         if not self.first_alone:
             return range(start, start + self.frames)

@@ -84,7 +84,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("workflow", type=Path, help="a workflow in API format")
     parser.add_argument("--server", default=LOCAL, help="default: %(default)s")
     parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="title or id of a node")
-    parser.add_argument("--upload", action="append", default=[], metavar="FILE", help="into the server's input folder")
+    parser.add_argument(
+        "--upload", action="extend", nargs="+", default=[], metavar="FILE", help="into the server's input folder"
+    )
     parser.add_argument("--out", type=Path, help="a file, or a folder for several")
     parser.add_argument(
         "--timeout",

@@ -2,9 +2,10 @@
 
     python -m weft.headless.demo    # or: make demo
 
-Starts ComfyUI without a browser, runs `workflows/api/str_match.json` twice (with STR-Match, and at strength 0, which is
-the plain DDIM edit), stops it and writes to `output/demo`: the edit; source, both edits and truth as a picture and as a
-GIF that plays them; and their figures. Where there is no ComfyUI, the same stages run through the library.
+Starts ComfyUI without a browser, runs `workflows/api/str_match.json` with MODEL twice (with STR-Match, and at strength
+0, which is the plain DDIM edit), stops it and writes to `output/demo`: the edit; source, both edits and truth as a
+picture and as a GIF that plays them; and their figures. Where there is no ComfyUI, the same stages run through the
+library.
 """
 
 from __future__ import annotations
@@ -34,10 +35,16 @@ from .progress import Progress
 from .server import comfyui_server
 
 WORKFLOW = ROOT / "workflows" / "api" / "str_match.json"
+MODEL = "toyworld/things"  # its shapes are crisper than those of the workflow's own
 OUTPUT = ROOT / "output" / "demo"
 OPTIMIZER = "WeftSTRLatentOptimizer"
 FIGURES = ("target_accuracy", "psnr_truth", "psnr_background", "centroid_error_px")
 FRAMES = "weft_frames"  # the node that the demo adds, to get the frames as they are before video compression
+
+
+def demo_graph() -> Graph:
+    """The workflow, with the demo's model."""
+    return changed(read_graph(WORKFLOW), {"WeftLoadModel.model": MODEL})
 
 
 def demo(comfyui: Path | None, graph: Graph, out: Path = OUTPUT) -> dict:
@@ -62,6 +69,7 @@ def demo(comfyui: Path | None, graph: Graph, out: Path = OUTPUT) -> dict:
         "via": "library" if comfyui is None else "comfyui",
         "seconds": seconds,
         "workflow": WORKFLOW.relative_to(ROOT).as_posix(),
+        "model": settings(graph, "WeftLoadModel")["model"],
         "prompts": dict(zip(("source", "target", "negative"), prompts(graph))),
         "strength": settings(graph, OPTIMIZER)["strength"],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers")},
@@ -147,7 +155,7 @@ def main() -> None:
         comfyui = None if options.library else find_comfyui()
         if comfyui is None:
             print("running through the library, without ComfyUI: " + ("as asked" if options.library else "none found"))
-        _report(demo(comfyui, read_graph(WORKFLOW), options.out), options.out)
+        _report(demo(comfyui, demo_graph(), options.out), options.out)
     except (WorkflowError, ValueError, RuntimeError, OSError) as error:
         sys.exit(f"demo: {error}")
 

@@ -5,6 +5,8 @@
 It holds the pack's requirements, pytest, ruff and Triton and, where ComfyUI is found or can be cloned, ComfyUI's own
 requirements, so that one interpreter runs everything. A further ComfyUI that has a Python of its own is given what
 the pack requires, as a user would.
+
+With `--oldest` it makes `.venv-old` instead, with the oldest versions of what the pack requires, for one test.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from pathlib import Path
 
 from .comfyui import ROOT, clone_comfyui, comfyui_requirements, find_comfyui, find_comfyuis, interpreter_of
 
-VENV = ROOT / ".venv"
+VENV, OLDEST = ROOT / ".venv", ROOT / ".venv-old"
 TORCH, TORCHVISION = "2.13.0", "0.28.0"  # a pair: each torchvision fits one torch, and neither may be replaced later
 TRITON = "3.7.1"
+OLD_TORCHVISION = "0.19.0"  # that of the oldest torch
 TOOLS = ("pytest", "pytest-xdist", "ruff")
 REQUIREMENTS = ROOT / "requirements.txt", Path(__file__).with_name("requirements.txt")  # the pack's, the client's
 SHIM = Path(__file__).with_name("torchvision_cpu_ops.py")
@@ -90,9 +93,33 @@ def _complete(comfyui: Path) -> None:
     _pip(python, f"torch=={versions['torch']}", *_read(REQUIREMENTS[:1]))
 
 
-def interpreter() -> Path:
-    """The Python of `.venv`."""
-    return VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+def prepare_oldest() -> None:
+    """Makes `.venv-old`, in which every package of requirements.txt has its lower bound.
+
+    Raises:
+        subprocess.CalledProcessError: pip cannot install them together; its own words are on the screen.
+    """
+    wanted = [*oldest(REQUIREMENTS[0].read_text().splitlines()), f"torchvision=={OLD_TORCHVISION}"]
+    stamp = OLDEST / "weft.stamp"
+    if stamp.exists() and stamp.read_text() == "\n".join(wanted):
+        return
+    _say(f"making {OLDEST.name} with {', '.join(wanted)}")
+    subprocess.run([sys.executable, "-m", "venv", str(OLDEST)], check=True)
+    _pip(interpreter(OLDEST), *wanted)
+    stamp.write_text("\n".join(wanted))
+
+
+def oldest(requirements: list[str]) -> list[str]:
+    """Requirements at their lower bounds: "torch>=2.4" is "torch==2.4". ValueError for one that has none."""
+    lines = [line for line in (line.split("#")[0].strip() for line in requirements) if line]
+    if wrong := [line for line in lines if ">=" not in line]:
+        raise ValueError(f"'{wrong[0]}' has no lower bound: want package>=version")
+    return [line.replace(">=", "==") for line in lines]
+
+
+def interpreter(venv: Path = VENV) -> Path:
+    """The Python of a virtual environment."""
+    return venv / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def _fingerprint(comfyui: Path | None, torch: str, torchvision: str) -> str:
@@ -133,9 +160,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch", default=TORCH, help="version of torch (default: %(default)s)")
     parser.add_argument("--torchvision", default=TORCHVISION, help="the version that fits it (default: %(default)s)")
+    parser.add_argument("--oldest", action="store_true", help="make .venv-old instead, with the oldest libraries")
     options = parser.parse_args()
     try:
-        prepare(options.torch, options.torchvision)
+        prepare_oldest() if options.oldest else prepare(options.torch, options.torchvision)
     except (subprocess.CalledProcessError, ValueError, RuntimeError) as error:
         sys.exit(f"weft: {error}")
 

@@ -38,12 +38,7 @@ def one_part(graph: Graph, index: int, count: int, name: str) -> Graph:
     title = {"_meta": {"title": "Part"}}
     inputs = {"images": images, "chunk": [select, 2], "name": name}
     graph[merge] = {"class_type": "WeftSavePart", "inputs": inputs, **title}
-    needed, waiting = set(), [merge]
-    while waiting:
-        node = waiting.pop()
-        needed.add(node)
-        waiting += [v[0] for v in graph[node]["inputs"].values() if is_link(v) and v[0] not in needed]
-    return {node: graph[node] for node in graph if node in needed}
+    return _needed(graph, {merge})
 
 
 def merged(graph: Graph, count: int, name: str) -> Graph:
@@ -54,7 +49,11 @@ def merged(graph: Graph, count: int, name: str) -> Graph:
     """
     plan, _, merge = _nodes(graph)
     loaded = {"class_type": "WeftLoadParts", "inputs": {"chunks": [plan, 0], "name": name}}
-    return {**_with(graph, plan, count=count), merge: {**loaded, "_meta": {"title": "Parts"}}}
+    graph = {**_with(graph, plan, count=count), merge: {**loaded, "_meta": {"title": "Parts"}}}
+    shown = {merge}
+    while more := {i for i in graph if i not in shown and shown & set(_wired(graph[i]))}:
+        shown |= more
+    return _needed(graph, shown)
 
 
 def _nodes(graph: Graph) -> list[str]:
@@ -62,6 +61,18 @@ def _nodes(graph: Graph) -> list[str]:
     if wrong := [f"{len(nodes)} {kind}" for kind, nodes in found.items() if len(nodes) != 1]:
         raise ValueError(f"want a workflow with one each of {', '.join(found)}, as via_long: this has {wrong[0]}")
     return [nodes[0] for nodes in found.values()]
+
+
+def _needed(graph: Graph, nodes: set[str]) -> Graph:
+    """These nodes and all that they depend on."""
+    needed = set(nodes)
+    while more := {i for node in needed for i in _wired(graph[node])} - needed:
+        needed |= more
+    return {i: node for i, node in graph.items() if i in needed}
+
+
+def _wired(node: dict) -> list[str]:
+    return [value[0] for value in node["inputs"].values() if is_link(value)]
 
 
 def _with(graph: Graph, node: str, **inputs) -> Graph:

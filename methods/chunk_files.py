@@ -31,7 +31,7 @@ def is_part(file: str, name: str) -> bool:
 
 
 def save_part(frames: Tensor, chunk: Chunk, folder: Path, name: str) -> tuple[Path, int]:
-    """Writes a part's edited frames [F, H, W, 3] with its stamp. A part that was there is replaced by the whole new one.
+    """Writes a part's edited frames [F, H, W, 3] with its stamp. What was there stays until that is whole.
 
     Returns:
         (the file, its size in bytes).

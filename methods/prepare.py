@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.words import Layout
+
 Way = Literal["crop", "pad"]
 Rule = Literal["any", "4k+1", "8k+1"]
 
@@ -26,6 +28,7 @@ class Fit:
     scaled: tuple[int, int]
     fitted: tuple[int, int]
     way: Way
+    added: int = 0  # frames at the end that repeat the last one
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -43,6 +46,7 @@ def prepare(
     multiple: int = 8,
     way: Way = "crop",
     rule: Rule = "any",
+    takes: Layout | None = None,
 ) -> tuple[Tensor, Fit]:
     """The part of a clip [F, H, W, 3] that a model will edit, and how to bring it back.
 
@@ -54,6 +58,8 @@ def prepare(
         multiple: what must divide height and width.
         way: "crop" cuts the edges off to fit, "pad" repeats the last pixels.
         rule: frame counts the model takes; frames over that are left out at the end.
+        takes: what a model takes, instead of `multiple` and `rule`; "pad" then repeats the last frame too, up to the
+            next count that it takes.
 
     Raises:
         ValueError: a number out of range, or nothing is left.
@@ -66,15 +72,15 @@ def prepare(
             f"{start}, frames {frames}, every {every}, side {side}, multiple {multiple}"
         )
     taken = tuple(range(start, len(clip), every))[: frames or None]
-    if rule != "any":
-        group = int(rule[0])
-        taken = taken[: (len(taken) - 1) // group * group + 1]
+    layout = takes or (Layout(multiple) if rule == "any" else Layout(multiple, int(rule[0]), True))
+    added = layout.filled(len(taken)) - len(taken) if takes and way == "pad" else 0
+    taken = taken if added else taken[: layout.fitting(len(taken))]
     height, width = clip.shape[1:3]
     share = side / max(height, width) if side else 1.0
     scaled = tuple(max(1, round(n * share)) for n in (height, width))
-    fitted = tuple(_fitted(n, multiple, way) for n in scaled)
-    fit = Fit(taken, (height, width), scaled, fitted, way)
-    return _reframed(_resized(clip[list(taken)], scaled), fit), fit
+    fitted = tuple(_fitted(n, layout.pixels, way) for n in scaled)
+    fit = Fit(taken, (height, width), scaled, fitted, way, added)
+    return _reframed(_resized(clip[[*taken, *taken[-1:] * added]], scaled), fit), fit
 
 
 def restore(edit: Tensor, clip: Tensor, fit: Fit) -> Tensor:
@@ -83,13 +89,15 @@ def restore(edit: Tensor, clip: Tensor, fit: Fit) -> Tensor:
     Raises:
         ValueError: an edit of another size or frame count than was prepared, or another clip.
     """
-    if tuple(edit.shape[:3]) != (len(fit.frames), *fit.fitted):
+    if tuple(edit.shape[:3]) != (len(fit.frames) + fit.added, *fit.fitted):
+        count = len(fit.frames) + fit.added
         raise ValueError(
-            f"the prepared clip has {len(fit.frames)} frames of {fit.fitted[1]}x{fit.fitted[0]}, and this edit "
+            f"the prepared clip has {count} frames of {fit.fitted[1]}x{fit.fitted[0]}, and this edit "
             f"{edit.shape[0]} of {edit.shape[2]}x{edit.shape[1]}: connect the edit of what Prepare Clip gave"
         )
     if tuple(clip.shape[1:3]) != fit.size or len(clip) <= fit.frames[-1]:
         raise ValueError("this is not the clip that was prepared: connect the one that went into Prepare Clip")
+    edit = edit[: len(fit.frames)]
     (top, left), (height, width) = fit.corner, fit.scaled
     whole = _resized(clip[list(fit.frames)], fit.scaled).clone()
     if fit.way == "pad":

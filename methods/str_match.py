@@ -20,7 +20,7 @@ taken as it is ("direct", see `str_direct`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -108,7 +108,7 @@ class STRLatentOptimizer(Control):
         pairs = site_pairs(step.model, self.levels)
         layers = frozenset(site.layer for pair in pairs for site in pair)
         earlier = step.level - 1 if self.source_score == "inversion" else step.level
-        source = paired(pairs, step.read(None, step.source_latents(earlier), layers))
+        source = queries_and_keys(paired(pairs, step.read(None, step.source_latents(earlier), layers)))
         step.monitor.check()
         with torch.enable_grad():
             z = step.latents.detach().clone().requires_grad_()
@@ -188,6 +188,16 @@ def site_pairs(model: Model, levels: Levels = "all_but_finest") -> list[tuple[Si
 def paired(pairs: Sequence[tuple[Site, Site]], calls: Mapping[str, Call]) -> list[Pair]:
     """The calls at pairs of sites, as pairs."""
     return [(calls[spatial.layer], calls[temporal.layer]) for spatial, temporal in pairs]
+
+
+def queries_and_keys(pairs: Sequence[Pair]) -> list[Pair]:
+    """Calls with nothing else in them, to be kept beside the target's graph: values and tokens take more than these."""
+
+    def bare(call: Call) -> Call:
+        none = call.v.new_empty(0)
+        return replace(call, v=none, tokens=none, key_tokens=none)
+
+    return [(bare(spatial), bare(temporal)) for spatial, temporal in pairs]
 
 
 def score_inputs(pair: Pair, per_head: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,6 +37,7 @@ class WeftLoadAnimateDiff(io.ComfyNode):
             display_name="Load AnimateDiff (Weft)",
             category="Weft/load",
             description="Makes a video model of a Stable Diffusion 1.x and a motion module.",
+            **sockets.found_by("motion module", "motion lora"),
             inputs=[
                 io.Combo.Input(
                     "model",

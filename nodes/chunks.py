@@ -85,6 +85,7 @@ class WeftChunkStamp(io.ComfyNode):
             display_name="Chunk Stamp (Weft)",
             category="Weft/sample",
             description="Marks an edited part with its number, so that Chunk Merge can prove that all of them came.",
+            **sockets.found_by("long video", "distributed"),
             inputs=[
                 io.Image.Input("images", tooltip="The edited part, from Decode Frames."),
                 sockets.Chunk.Input("chunk", tooltip="Which part it is, from Chunk Select."),
@@ -133,15 +134,15 @@ class WeftSavePart(io.ComfyNode):
             node_id="WeftSavePart",
             **sockets.found_by("long video", "render farm", "slurm"),
             display_name="Save Part (Weft)",
-            category="Weft/chunks",
-            description="Keeps an edited part in a file, losslessly, so that any scheduler can run parts and retry one.",
+            category="Weft/sample",
+            description="Keeps an edited part in a file, losslessly: any scheduler can run parts, and one again.",
             inputs=[
                 io.Image.Input("images", tooltip="The edited part, from Decode Frames."),
                 sockets.Chunk.Input("chunk", tooltip="Which part it is, from Chunk Select."),
                 io.String.Input(
                     "name",
                     default="clip",
-                    tooltip="Of the files in output/weft_parts, the same for all parts. A part that is there is replaced.",
+                    tooltip="Of the files in output/weft_parts, the same for all. A part that is there is replaced.",
                 ),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="Its name and size.")],
@@ -164,8 +165,8 @@ class WeftLoadParts(io.ComfyNode):
             node_id="WeftLoadParts",
             **sockets.found_by("long video", "render farm", "slurm"),
             display_name="Load Parts (Weft)",
-            category="Weft/chunks",
-            description="Puts the parts that Save Part wrote together to one clip, and proves that all of them are there.",
+            category="Weft/sample",
+            description="Puts the parts that Save Part wrote together to one clip; all must be there.",
             inputs=[
                 sockets.Chunks.Input("chunks", tooltip="From Chunk Plan: the plan by which the parts were made."),
                 io.String.Input(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from comfy_api.v0_0_2 import io
+from comfy_api.v0_0_2 import io, ui
 
 from . import sockets
 
@@ -49,7 +49,9 @@ class WeftEncodeFrames(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, images):
-        return io.NodeOutput({"samples": model.codec.encode(images)})
+        left = len(images) - model.codec.takes.fitting(len(images))
+        told = f"the last {left} of {len(images)} frames are left out: Prepare Clip can fill the clip up instead"
+        return io.NodeOutput({"samples": model.codec.encode(images)}, ui=ui.PreviewText(told) if left else None)
 
 
 class WeftDecodeFrames(io.ComfyNode):

@@ -14,6 +14,7 @@ class WeftFromComfyModel(io.ComfyNode):
             display_name="From ComfyUI Model (Weft)",
             category="Weft/load",
             description="Lets this pack edit with ComfyUI's own MODEL and all that is on it: LoRAs, shifts, patches.",
+            **sockets.found_by("wan", "ltx", "hunyuan", "checkpoint", "bridge"),
             inputs=[
                 io.Model.Input("model", tooltip="From any of ComfyUI's loaders, LoRA or ModelSampling nodes."),
                 io.Vae.Input("vae", tooltip="The VAE of this model."),

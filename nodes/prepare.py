@@ -31,7 +31,7 @@ class WeftPrepareClip(io.ComfyNode):
                     "fit",
                     options=list(get_args(prepare.Way)),
                     default="crop",
-                    tooltip="crop cuts the edges off, pad repeats the last pixels.",
+                    tooltip="crop cuts the edges off, pad repeats the last pixels; with a model also the last frame.",
                 ),
                 io.Combo.Input(
                     "frame_rule",
@@ -40,7 +40,9 @@ class WeftPrepareClip(io.ComfyNode):
                     tooltip="Frame counts that the model takes: Wan and Hunyuan 4k+1, LTX 8k+1.",
                 ),
                 sockets.Model.Input(
-                    "model", optional=True, tooltip="Its own multiple is used, and the memory of an edit is reckoned."
+                    "model",
+                    optional=True,
+                    tooltip="Its own multiple and frame counts are used, and the memory of an edit is reckoned.",
                 ),
             ],
             outputs=[
@@ -54,12 +56,15 @@ class WeftPrepareClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, fps, start, frames, every, side, multiple, fit, frame_rule, model=None):
-        pixels = multiple if model is None else model.denoiser.layout.pixels
-        numbers = {"start": start, "frames": frames, "every": every, "side": side, "multiple": pixels}
-        clip, done = prepare.prepare(images, **numbers, way=fit, rule=frame_rule)
-        (height, width), count = done.fitted, len(done.frames)
+        takes = None if model is None else model.codec.takes
+        numbers = {"start": start, "frames": frames, "every": every, "side": side, "multiple": multiple}
+        clip, done = prepare.prepare(images, **numbers, way=fit, rule=frame_rule, takes=takes)
+        (height, width), count = done.fitted, len(clip)
         report = f"{count} frames of {width}x{height}, {count / fps * every:.1f} s"
+        if done.added:
+            report += f", of which the last {done.added} repeat one: Restore Clip takes them away again"
         if model is not None:
+            pixels, count = model.denoiser.layout.pixels, model.codec.layout.latent_frames(count)
             cells = height // pixels, width // pixels
             plain = model.denoiser.bytes(2, count, cells) / GB
             dear = plain + model.denoiser.bytes(1, count, cells, grad=True) / GB

@@ -26,6 +26,7 @@ class WeftLoadPrompt(io.ComfyNode):
             display_name="Load Prompt (Weft)",
             category="Weft/encode",
             description="A prompt of embeddings in a file, such as those of MGIE: one for the clip, or one a frame.",
+            **sockets.found_by("mgie", "embeddings", "conditioning"),
             inputs=[
                 sockets.Model.Input("model", tooltip="The model that will read the prompt."),
                 io.Combo.Input(

@@ -45,6 +45,7 @@ class WeftSaveTrajectory(io.ComfyNode):
             display_name="Save Trajectory (Weft)",
             category="Weft/invert",
             description="Keeps an inversion on disk, to edit from it another day.",
+            **sockets.found_by("save inversion", "save latents"),
             inputs=[
                 sockets.Trajectory.Input("trajectory", lazy=True, tooltip="From an inversion, or from Add Noise."),
                 io.String.Input(
@@ -81,6 +82,7 @@ class WeftLoadTrajectory(io.ComfyNode):
             display_name="Load Trajectory (Weft)",
             category="Weft/invert",
             description="An inversion from disk, for the model and the prompt it was made with.",
+            **sockets.found_by("load inversion", "load latents"),
             inputs=[
                 sockets.Model.Input("model", tooltip="The model it was made with: another one is refused."),
                 io.Conditioning.Input("source_prompt", tooltip="The prompt it was made with: another one is refused."),

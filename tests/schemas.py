@@ -58,8 +58,14 @@ class Kind:
         return Slot(display_name, self.type, details=details)
 
 
+class Schema(SimpleNamespace):
+    """With all that a new ComfyUI's schemas have."""
+
+    __dataclass_fields__ = ("search_aliases",)
+
+
 class _IO:
-    ComfyNode, Schema, Custom = object, SimpleNamespace, Kind
+    ComfyNode, Schema, Custom = object, Schema, Kind
 
     def __getattr__(self, name: str) -> Kind:
         return Kind(name.upper())

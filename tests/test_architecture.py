@@ -68,7 +68,19 @@ def test_imports_point_down(name):
 # engine/ read from top to bottom: a file imports only those above it.
 ENGINE = [
     *("monitor", "seeds", "digest", "tensor_file", "autograd", "parts", "words", "schedule", "source", "call"),
-    *("correspondence", "plan", "ports", "probe", "evaluate", "regions", "solver", "check", "resume", "inversion"),
+    *(
+        "correspondence",
+        "plan",
+        "ports",
+        "beside",
+        "probe",
+        "evaluate",
+        "regions",
+        "solver",
+        "check",
+        "resume",
+        "inversion",
+    ),
     *("trajectory_file", "edit"),
 ]
 

@@ -39,6 +39,11 @@ def test_description_and_tooltips(schema):
     assert not untold, f"no tooltip, or no whole sentence, at {untold}"
 
 
+def test_it_is_found_by_other_words_than_its_name(schema):
+    assert schema.search_aliases
+    assert all(word == word.lower() and word != schema.display_name.lower() for word in schema.search_aliases)
+
+
 def test_page_names_every_input_and_output(schema):
     text = (PAGES / f"{schema.node_id}.md").read_text()
     assert text.startswith(f"# {schema.display_name.removesuffix(' (Weft)')}\n")

@@ -67,6 +67,8 @@ def train_detector(recipe: Recipe, runs: Path, out: Path) -> None:
     train("detector", [model], loss, recipe, runs)
     model.half().save_pretrained(folder)
     processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)  # under the name that every version reads
+    (folder / "tokenizer.json").unlink(missing_ok=True)  # its format changed; every version reads vocab.json
 
 
 def draw_frames(n: int, generator: torch.Generator) -> tuple[world.Clips, Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""Contact sheets of the scenes, their masks and their edits, to be looked at.
+"""Contact sheets of the scenes, their edits, and the masks that clicks give, to be looked at.
 
-    python -m weft.toyworld.sheets    # writes toyworld/sheets/scenes.png and edits.png
+    python -m weft.toyworld.sheets    # writes toyworld/sheets/scenes.png, edits.png and masks.png
 
 All are held out: no model is trained on this seed.
 """
@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from . import scenes
+from .pointing import held_out
 from .report import contact_sheet
+from .sam import pick
 
-FOLDER = Path(__file__).parent / "sheets"
+HERE = Path(__file__).parent
+FOLDER = HERE / "sheets"
 SEED = 4321
 TINTS = torch.tensor([[1.0, 0.3, 0.2], [0.2, 0.5, 1.0]])  # of the first sprite's mask and the second's
 
@@ -51,8 +54,26 @@ def edit_rows() -> tuple[list[Tensor], list[str]]:
     return rows, labels
 
 
+def mask_rows(n: int = 8) -> tuple[list[Tensor], list[str]]:
+    """A scene a row: the picture, then what the shipped SAM makes of a click on the first sprite, on the second, and on
+    the background."""
+    from ..vision.prompts import read_prompts
+    from ..vision.sam import load_segmenter
+    from ..vision.segment import segment
+
+    segmenter = load_segmenter(HERE / "weights" / "sam" / "sam.safetensors")
+    generator, (drawn, pictures, seen) = torch.Generator().manual_seed(SEED), held_out(n)
+    rows = []
+    for picture, masks in zip(pictures, seen):
+        clicks = pick(torch.cat([masks, ~masks.any(0, keepdim=True)]), generator).tolist()
+        shown = [segment(segmenter, picture[None], read_prompts(f"{x},{y}")).pictures[0] for x, y in clicks]
+        rows.append(torch.stack([picture, *shown]))
+    return rows, scenes.captions(drawn)
+
+
 def main() -> None:
-    for name, (rows, labels) in {"scenes": scene_rows(), "edits": edit_rows()}.items():
+    sheets = {"scenes": scene_rows(), "edits": edit_rows(), "masks": mask_rows()}
+    for name, (rows, labels) in sheets.items():
         contact_sheet(rows, FOLDER / f"{name}.png", scale=2, labels=labels)
         print(FOLDER.name, f"{name}.png")
 

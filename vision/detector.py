@@ -67,13 +67,16 @@ class TextDetector:
         best = outputs.logits.float().sigmoid().max().item()
         labels = found.get("text_labels") or found["labels"]
         return [
-            Detection(tuple(box), score, str(label))
+            Detection(tuple(box), score, label if isinstance(label, str) else phrases[int(label)])
             for box, score, label in zip(found["boxes"].tolist(), found["scores"].tolist(), labels)
         ], best
 
     def _boxes(self, outputs, inputs, phrases, threshold: float, size: tuple[int, int]) -> dict:
         """The library's own reading of what the model says, whose arguments were renamed over time."""
-        read = self.processor.post_process_grounded_object_detection
+        processor = self.processor
+        read = getattr(processor, "post_process_grounded_object_detection", None)
+        # OWL's until transformers 4.49, where labels are numbers.
+        read = read or processor.image_processor.post_process_object_detection
         known = signature(read).parameters
         offered = {
             "input_ids": inputs["input_ids"],

@@ -78,20 +78,28 @@ def choose(candidates: Candidates, prompts: Prompts, choice: Choice = "best") ->
 
 
 def index_of(candidates: Candidates, prompts: Prompts, choice: Choice = "best") -> int:
-    """Of the candidates that are not empty; and of those, where there are such, the ones with all points of the prompt
-    in them and none of those that are not on the thing: close to a border a model may think best of the neighbour."""
+    """Of the candidates that are not empty, the best, smallest or largest that fits the points: close to a border a
+    model may think best of the neighbour. A score counts by the share of what is around each point that is as it should
+    be, which forgives a mask that misses a point by a pixel."""
     masks = candidates.masks.cpu()
     areas = masks.flatten(1).sum(1).float()
-    rank = {"best": candidates.scores.float().cpu(), "smallest": -areas, "largest": areas}[choice]
-    fits = areas > 0
+    fit = torch.ones(len(masks))
     for points, on in ((prompts.points, True), (prompts.not_points, False)):
         for x, y in points:
-            fits = fits & (masks[:, _pixel(y, masks.shape[1]), _pixel(x, masks.shape[2])] == on)
-    return torch.where(fits if fits.any() else areas > 0, rank, -torch.inf).argmax().item()
+            fit = fit * (_around(masks, x, y) == on).float().flatten(1).mean(1)
+    filled = areas > 0
+    if (filled & (fit > 0)).any():
+        filled = filled & (fit > 0)
+    else:
+        fit = torch.ones_like(fit)
+    rank = {"best": candidates.scores.float().cpu().clamp(min=0) * fit, "smallest": -areas, "largest": areas}[choice]
+    return torch.where(filled, rank, -torch.inf).argmax().item()
 
 
-def _pixel(place: float, size: int) -> int:
-    return min(max(round(place), 0), size - 1)
+def _around(masks: Tensor, x: float, y: float) -> Tensor:
+    """[M, 3, 3], less at the edge: the masks at a place and around it."""
+    row, column = (min(max(round(v), 0), size - 1) for v, size in ((y, masks.shape[1]), (x, masks.shape[2])))
+    return masks[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
 
 
 def check_clip(frames: Tensor) -> None:

@@ -60,13 +60,15 @@ class ComfyCodec:
             )
         if not count:
             raise ValueError("want a clip of at least 1 frame, got none: is this an unreadable video?")
-        fits = self.takes.pixel_frames(self.takes.latent_frames(count))
-        if fits > count:
-            fits = self.takes.pixel_frames(self.takes.latent_frames(count) - 1)
+        fits = self.takes.fitting(count)
+        if fits < count:
+            filled = self.takes.filled(count)
             log.warning(
-                "%s takes clips of %s frames: of %d the last %d are left out",
+                "%s takes clips of %d or %d frames: of %d the last %d are left out; Prepare Clip can fill them up "
+                "instead",
                 self.name,
-                ", ".join(str(self.takes.pixel_frames(t)) for t in (1, 2, 3)) + " ...",
+                fits,
+                filled,
                 count,
                 count - fits,
             )
@@ -133,6 +135,8 @@ def table_of(vae) -> Layout:
     ratio = vae.upscale_ratio
     if not isinstance(ratio, tuple):
         return Layout(int(ratio))
+    if type(getattr(vae, "first_stage_model", None)).__name__ == "MiniMaxH3VideoVAE":
+        return Layout(int(ratio[-1]), 4, True, again=5, last=2)  # 1, 4, 4, 4, 4 frames, and so on; 17k + 5 in all
     one, two = ratio[0](1), ratio[0](2)
     return Layout(int(ratio[-1]), int(two - one), one == 1 and two - one > 1)
 

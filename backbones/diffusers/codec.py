@@ -32,7 +32,7 @@ class FrameCodec:
         self.name, self.vae, self.memory, self.check = name, vae, memory, check
         self.fewest_frames, self.most_frames = fewest_frames, most_frames
         self.fingerprint = parts.fingerprint(vae)
-        self.layout = Layout(2 ** (len(vae.config.block_out_channels) - 1))
+        self.layout = self.takes = Layout(2 ** (len(vae.config.block_out_channels) - 1))
 
     @property
     def channels(self) -> int:

@@ -27,6 +27,7 @@ class DiffusersUNet:
 
     framewise = False
     sees_source = False
+    compiles = False  # set it to have `torch.compile` take the evaluations that no control acts inside of
     fewest_frames = 2
 
     def __init__(
@@ -66,6 +67,16 @@ class DiffusersUNet:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         return decoder_blocks(self.network)
+
+    def running(self, plan: EditPlan, evaluation: Evaluation) -> Callable:
+        """The network, or what `torch.compile` made of it. A control is Python at every layer, which would break the
+        graph there, and most often again at the next step: where one acts, the network runs as it is."""
+        acted = plan.acting_at("attention") or plan.acting_at("feature")
+        return self.network if acted or evaluation.recompute or not self.compiles else self._compiled
+
+    @cached_property
+    def _compiled(self) -> Callable:
+        return torch.compile(self.network)
 
     def grid(self, place: Site | Block, shape: Sequence[int]) -> tuple[int, int, int]:
         """A UNet halves the latent at each level, rounding up."""

@@ -36,7 +36,7 @@ class UNet2D(DiffusersUNet):
         x = rearrange(x.to(self.network.dtype), "r f c h w -> (r f) c h w")
         text = torch.cat([embedding_for(p, frames, self.device, self.network.dtype) for p in evaluation.prompts])
         with tapped(self.network, self, evaluation, plan):
-            output = self.network(x, evaluation.label, text, return_dict=False)[0]
+            output = self.running(plan, evaluation)(x, evaluation.label, text, return_dict=False)[0]
         return rearrange(output, "(r f) c h w -> r f c h w", r=rows).float()
 
     def _pictures(self, evaluation: Evaluation) -> Tensor:

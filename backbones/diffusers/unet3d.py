@@ -24,7 +24,7 @@ class UNet3D(DiffusersUNet):
         x = evaluation.latents.to(self.device, self.network.dtype).transpose(1, 2)
         text = torch.cat([self._text(prompt) for prompt in evaluation.prompts])
         with tapped(self.network, self, evaluation, plan):
-            output = self.network(x, evaluation.label, text, return_dict=False)[0]
+            output = self.running(plan, evaluation)(x, evaluation.label, text, return_dict=False)[0]
         return output.transpose(1, 2).float()
 
     def _text(self, prompt: Prompt) -> Tensor:

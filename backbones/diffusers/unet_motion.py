@@ -34,7 +34,7 @@ class UNetMotion(DiffusersUNet):
         told = 1 if _repeats_text() else frames
         text = torch.cat([embedding_for(p, told, self.device, self.network.dtype) for p in evaluation.prompts])
         with tapped(self.network, self, evaluation, plan):
-            output = self.network(x, evaluation.label, text, return_dict=False)[0]
+            output = self.running(plan, evaluation)(x, evaluation.label, text, return_dict=False)[0]
         return rearrange(output, "r c f h w -> r f c h w").float()
 
 

@@ -42,6 +42,8 @@ class VideoCodec:
         self.fingerprint = parts.fingerprint(vae)
         pixels = 2 ** (len(vae.config.block_out_channels) - 1)
         self.layout = Layout(pixels, int(vae.config.temporal_compression_ratio), first_alone=True)
+        group = self.layout.frames * vae.num_latent_frames_batch_size
+        self.takes = Layout(pixels * patch, group, first_alone=True)
 
     @property
     def channels(self) -> int:

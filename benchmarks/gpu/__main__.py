@@ -25,7 +25,7 @@ import torch
 
 from ..kernels import cpu_name
 from ..rows import origin
-from . import kernels, memory, methods, models, toy
+from . import kernels, memory, methods, models, native, toy
 from .report import Report
 
 
@@ -46,12 +46,14 @@ def parts(report: Report, device: torch.device, tiny: bool) -> dict[str, tuple[C
     how = report, size, device, torch.bfloat16 if device.type == "cuda" else torch.float32
     return {
         "kernels": (lambda: kernels.prove_all(report, device, tiny), 10),
-        "kernel tests": (lambda: kernels.run_tests(report), 30),
-        "toy edit": (lambda: toy.compare_devices(report, device), 10),
+        "STR table": (lambda: kernels.time_sweeps(report, device, tiny), 15),
+        "a long clip": (lambda: memory.on_a_long_clip(*how), 40),
         "methods on images": (lambda: methods.costs_on_images(*how), 20),
         "methods on video": (lambda: methods.costs_on_video(*how), 20),
+        "native gradient": (lambda: native.gradients(report, device), 30),
+        "kernel tests": (lambda: kernels.run_tests(report), 30),
+        "toy edit": (lambda: toy.compare_devices(report, device), 10),
         "a small card": (lambda: memory.on_a_small_card(*how), 15),
-        "a long clip": (lambda: memory.on_a_long_clip(*how), 40),
         "kernel table": (lambda: kernels.time_all(report, device, tiny), 20),
     }
 

@@ -8,11 +8,13 @@ the same bits, or it races.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -87,6 +89,8 @@ def questions(device: torch.device, tiny: bool) -> Iterator[Question]:
         t = randn(2, N, F, F).softmax(-1)
         inputs = (q[0], k[0], t[0], q[1], k[1], t[1])
         yield Question(f"str_loss and gradient F={F} H={H} N={N} D={D}", inputs, _str_loss, frees=(2, 5))
+        name = f"str_loss and gradient in one sweep F={F} H={H} N={N} D={D}"
+        yield Question(name, inputs, partial(_str_loss, sweeps=1), frees=(2, 5))
     G, H, N, D = (1, 2, 9, 16) if tiny else (4, 8, 4096, 40)
     yield Question(
         f"attention_map G={G} H={H} N={N} D={D}",
@@ -130,9 +134,9 @@ def questions(device: torch.device, tiny: bool) -> Iterator[Question]:
     )
 
 
-def _str_loss(inputs: tuple[Tensor, ...], backend: str) -> tuple[Tensor, ...]:
+def _str_loss(inputs: tuple[Tensor, ...], backend: str, sweeps: int = 2) -> tuple[Tensor, ...]:
     leaves = [x.detach().clone().requires_grad_(n > 2) for n, x in enumerate(inputs)]
-    loss, rows = str_loss(*leaves, backend=backend)
+    loss, rows = str_loss(*leaves, sweeps=sweeps, backend=backend)
     loss.backward()
     return (rows.detach(), *(x.grad for x in leaves[3:]))
 
@@ -174,18 +178,37 @@ def _error(got: Tensor, exact: Tensor) -> float:
     return off.item() if off.isfinite() else float("inf")
 
 
-def time_all(report: Report, device: torch.device, tiny: bool) -> None:
-    """The kernels' table, row by row while time lasts."""
+def time_sweeps(report: Report, device: torch.device, tiny: bool) -> None:
+    """STR's loss and gradient, in two sweeps and in one: which of them methods should ask for."""
+    time_all(report, device, tiny, "str_loss")
+
+
+def slower_than_torch(milliseconds: dict[str, float]) -> list[str]:
+    """The fused forms that the fastest of the others outruns."""
+    others = [ms for name, ms in milliseconds.items() if not name.startswith("fused")]
+    return [name for name, ms in milliseconds.items() if name.startswith("fused") and ms > min(others)]
+
+
+def time_all(report: Report, device: torch.device, tiny: bool, of: str = "(?!str_loss)") -> None:
+    """The kernels' table, row by row while time lasts: of operators whose name is `of`, a regular expression. A kernel
+    that plain torch outruns at a size is named in a line of its own: it should not be used there."""
     peaks = device_peaks(device)
     report.say(f"INFO measured here: copy {peaks[0] / 1e9:.3g} GB/s, product {peaks[1] / 1e12:.3g} TFLOP/s")
     for case in (reduced if device.type == "cpu" else papers)(device, device.type == "cuda"):
+        if not re.match(of, case.op):
+            continue
         if tiny and case.op not in ("attention_map", "nearest"):  # tests/kernels/test_benchmark.py has them all
             continue
         if report.left < 5:
             report.missed.append(f"timing of {case.op} {case.shape} and what follows it")
             return
+        best = {}
         for line in rows_of(case, device, peaks, 3):
-            report.row("Kernels", TABLE, [cell.strip() for cell in line.strip("| ").split("|")])
+            cells = [cell.strip() for cell in line.strip("| ").split("|")]
+            report.row("Kernels", TABLE, cells)
+            best[cells[2]] = float(cells[3]) if cells[3][0].isdigit() else float("inf")
+        if slower := slower_than_torch(best):
+            report.say(f"INFO plain torch is faster than {', '.join(slower)}: {case.op}, {case.shape}")
         del case
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,11 +1,11 @@
 """Triton: the loss of rows and its gradient in one sweep over the clip, each map made once and each tile read once.
 
-Between rows and their gradient lies nothing but the row itself where every row has a cosine of its own. So a frame's G is
-due as soon as its rows are summed, and no map has to be made again in a backward pass: 9 products a frame and not 13.
+Between rows and their gradient lies nothing but the row itself where every row has a cosine of its own. So a frame's G
+is due as soon as its rows are summed, and no map has to be made again in a backward pass: 9 products, not 13.
 
 Omega mixes S with its transpose, so the tiles (P, Q) and (Q, P) of it want the same two tiles of every map. One program
-makes both, from one read: everything stands as [pixels of P, pixels of Q], and what belongs to (Q, P) is transposed where
-it is stored. Scores are kept for as long as it takes to weigh them, so that they are not made again either.
+makes both, from one read: everything stands as [pixels of P, pixels of Q], and what belongs to (Q, P) is transposed
+where it is stored. Scores are kept for as long as it takes to weigh them, so that they are not made again either.
 `b_` is a block in registers, `o_` an offset vector; README.md derives the sums and counts the maps read.
 """
 
@@ -46,11 +46,12 @@ def score_pair(maps, t, i, o_p, o_q, F, N, W, R: tl.constexpr):
 
 
 @triton.jit
-def store_pair(out, b_x, b_back, o_p, o_q, N, other):
-    """A tile of a map [N N] and, unless it is the same one, its partner, which is given transposed."""
+def store_pair(out, b_x, b_back, o_p, o_q, N, limit):
+    """A tile of a map [N N] and its partner, given transposed; `limit` is N, or 0 where the two are the same."""
     there = (o_p[:, None] < N) & (o_q[None, :] < N)
+    theirs = (o_p[:, None] < limit) & (o_q[None, :] < limit)
     tl.store(out + (o_p.to(tl.int64)[:, None] * N + o_q[None, :]), b_x, mask=there)
-    tl.store(out + (o_q.to(tl.int64)[None, :] * N + o_p[:, None]), b_back, mask=there & other)
+    tl.store(out + (o_q.to(tl.int64)[None, :] * N + o_p[:, None]), b_back, mask=theirs)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -63,13 +64,13 @@ def rows_pair_kernel(
     if tl.program_id(1) > tl.program_id(0):
         return
     s, i = tl.program_id(2).to(tl.int64), first + tl.program_id(2)
-    other = tl.program_id(0) != tl.program_id(1)
+    back = tl.where(tl.program_id(0) != tl.program_id(1), N, 0)
     o_p = tl.program_id(0) * B + tl.arange(0, B)
     o_q = tl.program_id(1) * B + tl.arange(0, B)
     b_a, b_a_back = score_pair(maps_a, t_a, i, o_p, o_q, F, N, W_a, R)
     b_b, b_b_back = score_pair(maps_b, t_b, i, o_p, o_q, F, N, W_b, R)
-    store_pair(scores_a + (i % W_g).to(tl.int64) * N * N, b_a, b_a_back, o_p, o_q, N, other)
-    store_pair(scores_b + (i % W_s).to(tl.int64) * N * N, b_b, b_b_back, o_p, o_q, N, other)
+    store_pair(scores_a + (i % W_g).to(tl.int64) * N * N, b_a, b_a_back, o_p, o_q, N, back)
+    store_pair(scores_b + (i % W_s).to(tl.int64) * N * N, b_b, b_b_back, o_p, o_q, N, back)
     tiles = s * tl.num_programs(1)
     mine, theirs = (
         partial + (tiles + tl.program_id(1)) * 3 * N + o_p,
@@ -78,16 +79,16 @@ def rows_pair_kernel(
     tl.store(mine, tl.sum(b_a * b_b, 1), mask=o_p < N)
     tl.store(mine + N, tl.sum(b_a * b_a, 1), mask=o_p < N)
     tl.store(mine + 2 * N, tl.sum(b_b * b_b, 1), mask=o_p < N)
-    tl.store(theirs, tl.sum(b_a_back * b_b_back, 0), mask=(o_q < N) & other)
-    tl.store(theirs + N, tl.sum(b_a_back * b_a_back, 0), mask=(o_q < N) & other)
-    tl.store(theirs + 2 * N, tl.sum(b_b_back * b_b_back, 0), mask=(o_q < N) & other)
+    tl.store(theirs, tl.sum(b_a_back * b_b_back, 0), mask=o_q < back)
+    tl.store(theirs + N, tl.sum(b_a_back * b_a_back, 0), mask=o_q < back)
+    tl.store(theirs + 2 * N, tl.sum(b_b_back * b_b_back, 0), mask=o_q < back)
 
 
 @triton.jit(do_not_specialize=["first"])
 def weigh_kernel(
     scores_a, scores_b, rows, first, N, W_g, W_s, EPS: tl.constexpr, BP: tl.constexpr, BQ: tl.constexpr,
 ):  # fmt: skip
-    """G = dL/d(ab) a + 2 dL/d(bb) b over a, of L = - ab / sqrt(aa bb) and rows [F 3 N]. Grid: N / BP, N / BQ, frames."""
+    """G = dL/d(ab) a + 2 dL/d(bb) b over a, of L = - ab / sqrt(aa bb) and rows [F 3 N]. Grid: N / BP, N / BQ, S."""
     i = first + tl.program_id(2)
     o_p = tl.program_id(0) * BP + tl.arange(0, BP)
     o_q = tl.program_id(1) * BQ + tl.arange(0, BQ)
@@ -116,7 +117,7 @@ def gather_pair_kernel(
     if tl.program_id(1) > tl.program_id(0):
         return
     s, i = tl.program_id(2).to(tl.int64), first + tl.program_id(2)
-    other = tl.program_id(0) != tl.program_id(1)
+    back = tl.where(tl.program_id(0) != tl.program_id(1), N, 0)
     o_p = tl.program_id(0) * B + tl.arange(0, B)
     o_q = tl.program_id(1) * B + tl.arange(0, B)
     # all [B B], pixels of P by pixels of Q
@@ -144,9 +145,9 @@ def gather_pair_kernel(
                 b_near_t = transposed(maps, j + W, o_p, o_q, limit, N, W)
                 tl.store(mine + slot, tl.sum(b_there * b_near + b_back * b_s_t, 1), mask=o_p < limit)
                 b_t = tl.sum(b_back * b_near_t + b_there * b_s, 0)
-                tl.store(theirs + slot, b_t, mask=(o_q < limit) & other)
+                tl.store(theirs + slot, b_t, mask=o_q < tl.minimum(limit, back))
     if MAPS:
-        store_pair(ds + s * N * N, b_ds, b_ds_back, o_p, o_q, N, other)
+        store_pair(ds + s * N * N, b_ds, b_ds_back, o_p, o_q, N, back)
         tile = (s * tl.num_programs(0) + tl.program_id(0)) * tl.num_programs(1) + tl.program_id(1)
         b_most = tl.maximum(tl.max(tl.abs(b_ds), 1), tl.max(tl.abs(b_ds_back), 1))
         tl.store(peaks + tile, tl.max(b_most, 0))

@@ -209,3 +209,26 @@ def test_memory_is_reckoned_by_rows_frames_and_cells(tiny_image, tiny_image64):
     assert tiny_image64.denoiser.bytes(1, 1, (1, 1)) == 8 * cell  # by the network's own precision
     assert tiny_image.denoiser.bytes(2, 1, (3, 1), grad=True) == 8 * tiny_image.denoiser.bytes(2, 1, (3, 1))
     assert tiny_image.denoiser.free() is None  # nothing is known to limit main memory
+
+
+def test_only_evaluations_without_controls_inside_are_compiled(tiny_image, monkeypatch):
+    seen = []
+
+    def compiled(network):
+        return lambda *args, **kwargs: seen.append(args[0].shape) or network(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    denoiser = UNet2D(
+        "a", tiny_image.denoiser.network, Layout(8), tiny_image.denoiser.scheduler_config, PlainMemory("cpu")
+    )
+    backbone, e = replace(tiny_image, denoiser=denoiser), evaluation(tiny_image)
+    plain = predict(backbone, e)
+    assert not seen
+    denoiser.compiles = True
+    assert torch.equal(predict(backbone, e), plain)
+    assert len(seen) == 1
+    predict(backbone, e, Watch())
+    predict(backbone, replace(e, recompute=True))
+    assert len(seen) == 1
+    predict(backbone, e, Control())  # acts around evaluations alone
+    assert len(seen) == 2

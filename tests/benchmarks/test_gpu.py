@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import pytest
 
 from weft.benchmarks.gpu import report as report_module
+from weft.benchmarks.gpu.kernels import slower_than_torch
 from weft.benchmarks.gpu.report import Report
 from weft.tests.conftest import ROOT
 
@@ -37,9 +38,17 @@ def test_the_whole_command_runs_at_tiny_sizes(tmp_path):
         assert f"PASS {part}" in text
     for method in ("COVE", "TokenFlow", "FateZero", "Gather-swap", "STEM", "STR-Match", "Coupled flow"):
         assert re.search(rf"\| random .* \| {method}", text), method
+    assert re.search(r"PASS str_loss and gradient in one sweep .* bfloat16", text)
+    assert "INFO native gradient: skipped" in text
     assert "## Kernels" in text
     assert "FAIL" not in text
     assert "Not reached" not in text
+
+
+def test_a_kernel_that_plain_torch_outruns_is_named():
+    assert slower_than_torch({"eager": 3.0, "chunked": 2.0, "fused": 2.5, "fused, one sweep": 1.0}) == ["fused"]
+    assert slower_than_torch({"eager": float("inf"), "chunked": 2.0, "fused": 1.0}) == []
+    assert slower_than_torch({"eager": 1.0}) == []
 
 
 def test_no_gpu_is_said_before_anything_runs(tmp_path):

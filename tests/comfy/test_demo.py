@@ -76,7 +76,7 @@ def test_both_ways_agree(comfyui, tmp_path, monkeypatch):
     monkeypatch.setattr(clip, "read_video", lambda path: frames if path == clip.CLIP else own(path))
     sheets = []
     monkeypatch.setattr(demo, "contact_sheet", lambda clips, *_, **__: sheets.append(clips))
-    graph = changed(read_graph(demo.WORKFLOW), few(read_graph(demo.WORKFLOW)))
+    graph = changed(demo.demo_graph(), few(demo.demo_graph()))
     made = {via: demo.demo(path, graph, tmp_path / via) for via, path in {"comfyui": comfyui, "library": None}.items()}
     for via, metrics in made.items():
         assert metrics["via"] == via

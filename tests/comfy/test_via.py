@@ -1,9 +1,12 @@
 """VIA inside ComfyUI: instructions, gather-swap, parts of a clip, adapters."""
 
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from weft.headless.client import Interrupted, WorkflowError
+from weft.headless.client import Interrupted, WorkflowError, main
 from weft.tests.comfy.graphs import CLIP, node
 from weft.tests.numerics import PICTURE_LEVELS
 
@@ -92,6 +95,36 @@ def test_parts_of_a_clip_give_the_clip(editor):
     want = editor(graph).pictures()
     graph["pictures"]["inputs"]["images"] = ["merge", 0]
     got = editor(graph).pictures()
+    assert got.shape == want.shape
+    assert np.abs(got.astype(int) - want).max() <= PICTURE_LEVELS
+
+
+def test_parts_as_files_give_the_clip_and_one_can_be_run_again(editor, tmp_path):
+    """As any scheduler does it: a job a part, and one that makes the clip of them."""
+    graph = via()
+    graph["chunks"] = node("WeftChunkPlan", images=["frames", 0], count=1, group_size=2)
+    graph["part"] = node("WeftChunkSelect", chunks=["chunks", 0], images=["frames", 0], index=0)
+    graph["gather"]["inputs"]["chunk"] = ["part", 2]
+    graph |= edited(["base", 0], ["said", 0], ["part", 0], chunk=["part", 2])
+    graph["merge"] = node("WeftChunkMerge", chunks=["chunks", 0], images=["decode", 0])
+    graph["pictures"]["inputs"]["images"] = ["merge", 0]
+    want, workflow = editor(graph).pictures(), tmp_path / "cat.json"
+    workflow.write_text(json.dumps(graph))
+
+    def client(*words):
+        main([str(workflow), "--server", editor.server.url, *map(str, words)])
+
+    client("--part", "0/2", "--out", tmp_path / "parts")
+    with pytest.raises(SystemExit, match="no part 1 of 2"):
+        client("--merge", 2)
+    for _ in range(2):
+        client("--part", "1/2", "--out", tmp_path / "parts")
+    files = sorted((tmp_path / "parts").iterdir())
+    assert [file.name for file in files] == [f"cat.part_{i}_of_2.safetensors" for i in range(2)]
+    moved = [file.rename(file.with_name(f"moved_{file.name}")) for file in files]  # as if the server had none of them
+    client("--merge", 2, "--name", "moved_cat", "--upload", *moved, "--out", tmp_path / "edit")
+    pictures = sorted((tmp_path / "edit").glob("*.png"))
+    got = np.stack([np.asarray(Image.open(file)) for file in pictures])
     assert got.shape == want.shape
     assert np.abs(got.astype(int) - want).max() <= PICTURE_LEVELS
 

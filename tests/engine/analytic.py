@@ -102,7 +102,7 @@ class GaussianDenoiser:
 class GaussianCodec:
     """See `Codec`; there are no pixels, so it neither encodes nor decodes."""
 
-    fingerprint, layout = "gaussian codec", Layout(1)
+    fingerprint, layout, takes = "gaussian codec", Layout(1), Layout(1)
     SCALE = 0.5  # of the network's latents over the wire's
 
     def scale(self, latents: Tensor) -> Tensor:

@@ -298,3 +298,21 @@ def test_what_is_shared_goes_with_the_evaluation_and_not_back():
     assert (both.run.step, both.run.steps, both.run.monitor) == (2, 5, monitor)
     assert both.run.kept is kept  # of the run, so the same for all
     assert both.select([0]).run is both.run
+
+
+def test_which_frames_are_seen_is_told_to_a_device_once_a_run():
+    call = make().seeing((max(f - 1, 0), f) for f in range(3))
+    first = softmax_attention(call)
+    assert len(call.run.kept) == 1
+    (told,) = call.run.kept.values()
+    assert torch.equal(softmax_attention(call), first)
+    assert next(iter(call.run.kept.values())) is told
+
+
+def test_frames_that_follow_each_other_are_taken_without_a_copy():
+    e = Evaluation(torch.randn(1, 6, 4, 2, 2), 1, (Prompt({}, "", ""),), (SOURCE,))
+    some = e.select(range(2, 5))
+    assert some.frames == (2, 3, 4)
+    assert some.latents.untyped_storage().data_ptr() == e.latents.untyped_storage().data_ptr()
+    assert torch.equal(some.latents, e.latents[:, [2, 3, 4]])
+    assert torch.equal(e.select([4, 1]).latents, e.latents[:, [4, 1]])

@@ -405,4 +405,6 @@ def test_a_recording_keeps_what_it_is_told_in_order():
     monitor = Recording()
     monitor.record(loss=1.0)
     monitor.record(loss=2.0, step=1)
-    assert monitor.records == [{"loss": 1.0}, {"loss": 2.0, "step": 1}]
+    monitor.record(loss=torch.tensor(3.0))  # still on its way from a GPU, perhaps
+    assert monitor.records == [{"loss": 1.0}, {"loss": 2.0, "step": 1}, {"loss": 3.0}]
+    assert isinstance(monitor.records[2]["loss"], float)

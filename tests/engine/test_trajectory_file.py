@@ -1,6 +1,8 @@
 """A trajectory from disk is the one that went there, and is refused for another model or prompt."""
 
 import json
+from copy import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,3 +100,26 @@ def test_other_files_are_refused(tiny, tmp_path):
     write_tensors(path, {"latents": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match=r"'x\.safetensors' is not a trajectory of Weft"):
         load_trajectory(path, tiny, tiny.text.embed(TEXT))
+
+
+def test_what_stands_beside_the_picture_comes_back_and_is_refused_where_it_has_no_place(tiny, tmp_path):
+    prompt, audio = tiny.text.embed(TEXT), torch.rand(1, 8, 7, 16)
+    trajectory = replace(add_noise(tiny, make_latents(), prompt, steps=3), beside=audio)
+    path, _ = save_trajectory(trajectory, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="audio beside its picture, which 'tiny' cannot take"):
+        load_trajectory(path, tiny, prompt)
+
+    class Hearing(type(tiny.codec)):
+        def apart(self, latents): ...
+
+    hearing = copy(tiny.codec)
+    hearing.__class__ = Hearing
+    assert torch.equal(load_trajectory(path, replace(tiny, codec=hearing), prompt).beside, audio)
+
+
+def test_audio_is_refused_by_a_model_of_pictures(tiny):
+    class Packed:
+        is_nested = True
+
+    with pytest.raises(ValueError, match="edits pictures alone, and these latents hold audio too"):
+        invert(tiny, Packed(), tiny.text.embed(TEXT), steps=2)

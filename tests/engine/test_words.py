@@ -190,3 +190,13 @@ def test_a_mask_of_the_clip_is_taken():
 def test_a_mask_of_another_clip_is_refused(layout, shape, match):
     with pytest.raises(ValueError, match=match):
         layout.require_mask(torch.zeros(shape), torch.zeros(3, 4, 5, 7))
+
+
+def test_a_clip_whose_frames_stand_alone_again_and_again():
+    """MiniMax H3: 1, 4, 4, 4, 4 frames, and so on; whole clips have 17k + 5."""
+    layout = Layout(16, 4, True, again=5, last=2)
+    assert [layout.pixel_frames(n) for n in (1, 2, 5, 6, 7, 12)] == [1, 5, 17, 18, 22, 39]
+    assert [layout.latent_frames(n) for n in (1, 2, 5, 6, 17, 18, 22, 39)] == [1, 2, 2, 3, 5, 6, 7, 12]
+    assert [frame for t in range(7) for frame in layout.span(t)] == list(range(22))
+    assert [layout.fitting(n) for n in (1, 4, 5, 21, 22, 38, 39)] == [1, 1, 5, 5, 22, 22, 39]
+    assert layout.filled(23) == 39

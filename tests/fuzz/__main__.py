@@ -2,7 +2,7 @@
 
     python -m weft.tests.fuzz --prompts 2000         # with .venv's Python, where ComfyUI is found
     python -m weft.tests.fuzz --seeds 12,345         # these again, after a mend
-    python -m weft.tests.fuzz --stages               # cancels and memory that ends, at every stage; no ComfyUI
+    python -m weft.tests.fuzz --stages               # only the cancels, at every stage; no ComfyUI
 
 Keeps a row for each prompt in benchmarks/results/reliability.jsonl, so a run that is stopped goes on where it was, and
 makes reliability.md of them. A bounded run is among the tests.
@@ -77,15 +77,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--seeds", help="only these prompts, whether they were tried or not: 12,345")
-    parser.add_argument("--stages", action="store_true", help="only the cancels and the ends of memory")
+    parser.add_argument("--stages", action="store_true", help="only the cancels")
     options = parser.parse_args()
     if options.stages:
-        from weft.tests.fuzz.stages import CANCELS, MEMORY, cancelled, stepped_down
+        from weft.tests.fuzz.stages import STAGES, World, cancelled
 
-        for stage in CANCELS:
-            keep(what="cancel", stage=stage, **cancelled(stage), commit=origin()["commit"])
-        for stage in MEMORY:
-            keep(what="memory", stage=stage, **stepped_down(stage), commit=origin()["commit"])
+        world = World()
+        for stage in STAGES:
+            keep(what="cancel", stage=stage, cancels=cancelled(stage, world), commit=origin()["commit"])
     else:
         comfyui = find_comfyui()
         if comfyui is None:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 TEXT = """# Reliability
 
 `python -m weft.tests.fuzz --prompts {prompts}`, seeds {first} to {last}, ComfyUI {version}, commit {commit},
-{seconds:.0f} s of prompts on {servers} server process(es). Each prompt is a whole edit of a small clip by a random model, inversion and
-methods, half of them with one more node of any kind, with up to three inputs spoiled: other texts, numbers, objects,
-lists, wires to other nodes, or none. Menus hold files that are cut off, empty, pickles, too deep, and that lie about
-sizes.
+{seconds:.0f} s of prompts on {servers} server process(es), beside other work. Each prompt is a whole edit of a small
+clip by a random model, inversion and methods, half of them with one more node of any kind, with up to three inputs
+spoiled: other texts, numbers, objects, lists, wires to other nodes, or none. Menus hold files that are cut off, empty,
+pickles, too deep, and that lie about sizes.
 
 | what became of it | prompts |
 |---|---|
@@ -27,6 +27,24 @@ Refusals by a node of this pack, by node:
 | node | prompts |
 |---|---|
 {refusals}
+"""
+
+STAGES = """## Cancels
+
+`python -m weft.tests.fuzz --stages`, on tiny models: a cancel comes while a network is evaluated, and what is counted
+is the evaluations that begin after it. {count} cancels at {stages} stages: {after} begun after.
+
+| stage | evaluations of the whole | cancelled in the | stopped | begun after the cancel |
+|---|---|---|---|---|
+{rows}
+
+## Memory that ends, and a server that is killed
+
+Tests of every run show these, within the tolerances of `tests/numerics.py` or to the bit where they say so: out of
+memory in encoding, decoding, inversion, sampling and STR-Match gives the same result in smaller steps
+(`tests/backbones/test_diffusers_parts.py`, `tests/engine/test_step_down.py`, `tests/backbones/test_recompute.py`); a
+ComfyUI that is killed (-9) in an inversion or in sampling, and started again, gives the same bits and evaluates only
+the steps that are missing (`tests/comfy/test_kill.py`).
 """
 
 
@@ -83,18 +101,19 @@ def _rss(rows: Sequence[dict]) -> str:
 
 
 def _stages(rows: Sequence[dict]) -> Iterable[str]:
-    cancels = {row["stage"]: row for row in rows if row["what"] == "cancel"}
-    if cancels:
-        yield "Cancels, `python -m weft.tests.fuzz --stages`: the flag is raised at one look of the stage at it.\n"
-        yield "| stage | cancelled at look | of | evaluations after the flag |\n|---|---|---|---|"
-        yield from (f"| {s} | {r['at']} | {r['looks']} | {r['after']} |" for s, r in cancels.items())
-        yield ""
-    memory = {row["stage"]: row for row in rows if row["what"] == "memory"}
-    if memory:
-        yield "Memory that ends, by the same command: the stage is run with a model that says so above a size.\n"
-        yield "| stage | times it ended | greatest difference of the result |\n|---|---|---|"
-        yield from (f"| {s} | {r['ended']} | {r['apart']:.1g} |" for s, r in memory.items())
-        yield ""
+    last = {row["stage"]: row["cancels"] for row in rows if row["what"] == "cancel"}
+    if last:
+        count = sum(len(cancels) for cancels in last.values())
+        yield STAGES.format(
+            count=count,
+            stages=len(last),
+            after=sum(c["after"] for cancels in last.values() for c in cancels),
+            rows="\n".join(
+                f"| {stage} | {cancels[0]['of']} | {', '.join(str(c['at'] + 1) for c in cancels)} | "
+                f"{sum(c['stopped'] for c in cancels)} of {len(cancels)} | {sum(c['after'] for c in cancels)} |"
+                for stage, cancels in last.items()
+            ),
+        )
 
 
 def _table(counts: Counter) -> str:

@@ -19,7 +19,7 @@ from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.lora import adapt
 from weft.backbones.memory import PlainMemory
 from weft.engine.edit import edit
-from weft.engine.inversion import add_noise, invert
+from weft.engine.inversion import invert
 from weft.engine.monitor import Monitor
 from weft.engine.plan import PLAIN, EditPlan, Region
 from weft.measure import METRICS
@@ -202,7 +202,7 @@ def matching(world: World):
 
 def words(world: World):
     trajectory = world.trajectory(world.image)
-    return lambda monitor: word_maps(world.image, trajectory, ("red", "square"), monitor=monitor)
+    return lambda monitor: word_maps(world.image, trajectory, ("a", "red", "square"), monitor=monitor)
 
 
 def encoding(world: World):
@@ -232,7 +232,8 @@ def figures(world: World):
     class Counted(Clips):
         def frames(self, name):
             for frame in super().frames(name):
-                world.flag.evaluation()
+                if name == "edit":  # it is read once for each figure of a frame
+                    world.flag.evaluation()
                 yield frame
 
     clips = Counted(clip(), 1 - clip(), mask=mask(), reference=clip())

@@ -38,12 +38,21 @@ def test_the_clip_is_made_of_files_in_place_of_the_edit(name):
     assert kinds(whole)["WeftChunkPlan"]["count"] == 4
     assert kinds(whole)["CreateVideo"]["images"] == [parts, 0]
     assert whole[whole[parts]["inputs"]["chunks"][0]]["class_type"] == "WeftChunkPlan"
+    assert "WeftEditSampler" not in kinds(whole)
+    assert "WeftEvaluateEdit" in kinds(whole)
+
+
+def test_what_shows_the_edit_of_a_part_is_not_run_for_the_clip():
+    graph = read_graph(API / "via_long.json")
+    (sample,) = [i for i, node in graph.items() if node["class_type"] == "WeftEditSampler"]
+    graph["extra"] = {"class_type": "SaveLatent", "inputs": {"samples": [sample, 0]}}
+    assert not {"SaveLatent", "WeftEditSampler"} & set(kinds(merged(graph, 2, "cat")))
 
 
 def test_another_workflow_is_refused():
     graph = read_graph(API / "str_match.json")
     for make in (lambda: one_part(graph, 0, 2, "cat"), lambda: merged(graph, 2, "cat")):
-        with pytest.raises(ValueError, match="want a workflow with one each of WeftChunkPlan.* as via_long: this has 0"):
+        with pytest.raises(ValueError, match=r"want a workflow with one each of .* as via_long: this has 0"):
             make()
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from weft.benchmarks.measure import Operations
-from weft.kernels import nearest
+from weft.kernels import Pairs, nearest
 from weft.kernels.nearest import chunked
 from weft.tests.kernels.sizes import Largest
 
@@ -88,3 +88,13 @@ def test_operations_do_not_grow_with_the_frames(frames):
 def test_what_does_not_fit_says_why(here, there, pairs, message):
     with pytest.raises(ValueError, match=message):
         nearest(here, there, pairs)
+
+
+def test_pairs_on_a_device_are_pairs():
+    here, there, pairs = torch.randn(3, 7, 5), torch.randn(2, 6, 5), [(0, 1), (2, 0), (1, 1)]
+    for backend in ("reference", "chunked"):
+        told = Pairs(pairs, here.device)
+        assert torch.equal(nearest(here, there, told, backend=backend), nearest(here, there, pairs, backend=backend))
+    assert told.tensor.tolist() == [list(pair) for pair in pairs]
+    with pytest.raises(ValueError, match="no pair"):
+        nearest(here, there, Pairs([(3, 0)], here.device))

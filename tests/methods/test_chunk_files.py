@@ -33,7 +33,7 @@ def test_the_clip_comes_back_to_the_bit_in_any_order(files):
 
 def test_a_part_that_is_made_again_takes_its_place(files, tmp_path):
     save(tmp_path, 1, frames=clip(1))
-    with pytest.raises(ValueError, match="chunk [012] is not what the others are parts of"):
+    with pytest.raises(ValueError, match=r"chunk [012] is not what the others are parts of"):
         merge_files(PLAN, files)
     again = save(tmp_path, 1)
     assert again == files[1]
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_the_part_that_was_there(files, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tensor_file.os, "fsync", full)
-    with pytest.raises(ValueError, match="part 1 could not be saved: .*No space left"):
+    with pytest.raises(ValueError, match=r"part 1 could not be saved: .*No space left"):
         save(tmp_path, 1, frames=clip(1))
     assert torch.equal(merge_files(PLAN, files), clip())
     assert sorted(p.name for p in tmp_path.iterdir()) == [f.name for f in files]

@@ -332,3 +332,50 @@ def test_models_without_attention_are_refused(trajectory):
 def test_numbers_that_make_no_sense_are_refused(numbers, match):
     with pytest.raises(ValueError, match=match):
         PLAIN.then(FateZero(**numbers))
+
+
+def test_no_row_attends_for_nothing():
+    """What a fused row would have attended to by itself is only asked for where the mask may keep it."""
+    rows = []
+
+    def told(call):
+        rows.extend(row for row in call.rows if row.role == "positive")
+        return attend(call)
+
+    q = torch.randn(3, F, H, N, D, dtype=torch.float64)
+    k, v = tensors(3, F, H, L, D, count=2)
+    control = FateZero(key_frames="own")
+    control.attention(shared(call_of(q, k, v, ROWS, site=CROSS), control, a_fusion()), told)
+    assert len(rows) == 2  # with the source's map and with its own
+    rows.clear()
+    whole = dict(enumerate(torch.rand(F, 2, 3)))
+    for words, count in ((None, 1), (whole, 2)):
+        rows.clear()
+        call = call_of(*tensors(3, F, H, N, D), ROWS, grid=(F, 2, 3))
+        control.attention(shared(call, control, a_fusion(words)), told)
+        assert len(rows) == count
+
+
+def test_after_the_first_step_one_level_is_read(tiny_image64):
+    control, source = FateZero(words=("red",)), tiny_image64.text.embed("a red square")
+    e = replace(evaluation((SOURCE,), 2, prompts=(source,)), latents=make_latents(2)[None])
+    levels = []
+
+    def network(asked):
+        watch = asked.run.shared[control]
+        out = tiny_image64.denoiser.predict(asked, PLAIN.then(control))
+        levels.append(set(watch.maps))
+        return out
+
+    with torch.no_grad():
+        first, second = control._words(e, network), control._words(e, network)
+    assert len(levels[0]) > len(levels[1]) == 1
+    for frame, words in first.items():
+        assert torch.equal(second[frame], words)
+
+
+def test_masks_are_made_once_a_step_for_layers_of_one_size():
+    control, fusion = FateZero(key_frames="own"), a_fusion(dict(enumerate(torch.rand(F, 2, 3))))
+    for _ in range(3):
+        fused(control, fusion, *tensors(3, F, H, N, D), SITE)
+    assert len(fusion.masks) == 1

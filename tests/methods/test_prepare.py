@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from weft.engine.words import Layout
 from weft.methods.prepare import prepare, restore
 
 
@@ -59,3 +60,19 @@ def test_an_edit_or_clip_of_something_else_is_refused():
         restore(fitted[1:], clip, fit)
     with pytest.raises(ValueError, match="not the clip that was prepared"):
         restore(fitted, clip[:, 1:], fit)
+
+
+@pytest.mark.parametrize(
+    ("takes", "count", "whole"),
+    [(Layout(16, 4, True), 11, 13), (Layout(32, 8, True), 11, 17), (Layout(16, 4, True, again=5, last=2), 11, 22)],
+    ids=["Wan", "LTX", "H3"],
+)
+def test_a_clip_is_filled_up_to_what_a_model_takes_and_comes_back(takes, count, whole):
+    clip = torch.rand(count, 37, 51, 3)
+    fitted, fit = prepare(clip, way="pad", takes=takes)
+    assert len(fitted) == whole == takes.fitting(whole)
+    assert all(n % takes.pixels == 0 for n in fitted.shape[1:3])
+    assert torch.equal(fitted[count:], fitted[count - 1 : count].expand(whole - count, -1, -1, -1))
+    assert torch.equal(restore(fitted, clip, fit), clip)
+    cut, fit = prepare(clip, takes=takes)
+    assert len(cut) == len(fit.frames) == takes.fitting(count) <= count

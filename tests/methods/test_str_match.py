@@ -195,6 +195,22 @@ def test_the_inversions_score_is_read_one_level_cleaner_with_the_noisier_label(t
 # ---- what a step does -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("score", ["str", "maps"])
+def test_of_the_source_no_more_is_kept_than_queries_and_keys(tiny64, monkeypatch, score):
+    """While the target's graph is there, which is the peak of an edit's memory."""
+    kept, loss = [], STRLatentOptimizer._loss
+
+    def spy(self, source, target):
+        kept.extend(call for pair in source for call in pair)
+        return loss(self, source, target)
+
+    monkeypatch.setattr(STRLatentOptimizer, "_loss", spy)
+    gradient(make_step(tiny64), score=score)
+    assert kept
+    for call in kept:
+        assert call.v.numel() == call.tokens.numel() == call.key_tokens.numel() == 0
+
+
 def losses(step, *moved):
     """The loss at each of some latents."""
     for z in moved:

@@ -181,3 +181,13 @@ def test_numbers_that_make_no_sense_are_refused(numbers, match):
 def test_a_negative_number_of_steps_is_refused():
     with pytest.raises(ValueError, match="feature_steps must be 0 or more steps, got -1"):
         with_injection(PLAIN, TokenFlow(), feature_steps=-1)
+
+
+def test_what_frames_ask_of_keyframes_is_made_once_a_step():
+    control, frames, keys = TokenFlow(batch=2), 4, 2
+    kept = Keyframes(frames, gathering=True)
+    control.attention(shared(call_of(*tensors(3, keys, H, N, D), ROWS), control, kept), attend)
+    carrying = replace(kept, gathering=False)
+    for _ in range(3):
+        control.attention(shared(call_of(*tensors(3, frames, H, N, D), ROWS), control, carrying), None)
+    assert len(carrying.asks) == 1

@@ -6,6 +6,7 @@ the others.
 
 import importlib.util
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def _ready() -> bool:
         sys.path.insert(0, str(TREE))
         import comfy.cli_args
 
-        comfy.cli_args.args.cpu = True
+        comfy.cli_args.args.cpu = os.environ.get("WEFT_NATIVE_DEVICE", "cpu") == "cpu"
         level = logging.getLogger().level
         import comfy.model_management
 

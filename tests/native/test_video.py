@@ -212,6 +212,24 @@ def test_another_network_is_another_model(made):
         Clip(made).backbone.require(source)
 
 
+@pytest.mark.parametrize("name", ["wan i2v", "wan 2.2 i2v"])
+def test_a_picture_on_a_conditioning_goes_along(name):
+    """It is laid beside the latents at every evaluation, and core's way of scaling it in place leaves it as it was."""
+    clip = Clip(make(name))
+    before = [tensor.clone() for tensor in _pictures(clip)]
+    source = clip.noised()
+    got = clip.edited(source=source, solver=CoupledFlow(), guidance=2.0)
+    assert all(torch.equal(old, new) for old, new in zip(before, _pictures(clip)))
+    ((text, extra),) = clip.target.cond["conditioning"]
+    moved = prompt_of([[text, {**extra, "concat_latent_image": -extra["concat_latent_image"]}]])
+    other = clip.edited(source=source, target=moved, solver=CoupledFlow(), guidance=2.0)
+    assert (got - other).abs().max() > 1e-3
+
+
+def _pictures(clip):
+    return [clip.target.cond["conditioning"][0][1][key] for key in ("concat_latent_image", "concat_mask")]
+
+
 def test_a_trained_text_is_taken_whole(made):
     """What else a conditioning carries goes along: its strength, say, does nothing to one that is alone."""
     clip = Clip(made)
@@ -237,3 +255,22 @@ def test_windows_of_context_are_refused_where_methods_want_the_whole_clip(made):
     assert torch.isfinite(Clip(made).edited()).all()
     with pytest.raises(ValueError, match="context windows cut it up"):
         Clip(made).edited(EditPlan((FeatureInjection(0, STEPS),)))
+
+
+@pytest.mark.parametrize("name", [name for name in ("h3", "wan", "ltx audio") if name in VIDEO])
+def test_audio_that_is_missing_or_of_no_use(name):
+    clip = Clip(make(name))
+    if name == "wan":
+        with pytest.raises(ValueError, match="edits video alone, and these latents hold audio too"):
+            clip.backbone.denoiser.session(
+                [clip.source], clip.made.latents(1), clip.backbone.denoiser.schedule(STEPS), lambda p: p, beside=TONE
+            )
+    elif name == "h3":
+        with pytest.raises(ValueError, match="these latents have none"):
+            invert(clip.backbone, clip.latents, clip.source, steps=STEPS)
+    else:  # its audio may stay away, and counts where it is there
+        alone = invert(clip.backbone, clip.latents, clip.source, steps=STEPS)
+        assert (alone.at(STEPS) - clip.inverted().at(STEPS)).abs().max() > 1e-4
+
+
+TONE = torch.zeros(1, 8, 7, 16)

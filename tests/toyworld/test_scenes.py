@@ -218,7 +218,7 @@ def test_the_measured_edits_change_words_and_pixels(kind):
 def test_the_sheets_are_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sheets, "FOLDER", tmp_path)
     sheets.main()
-    assert {f.name for f in tmp_path.iterdir()} == {"scenes.png", "edits.png"}
+    assert {f.name for f in tmp_path.iterdir()} == {"scenes.png", "edits.png", "masks.png"}
     rows, labels = sheets.scene_rows()
     assert len(rows) == len(labels)
     assert not rows[1].any(), "a mask where nothing is shown"

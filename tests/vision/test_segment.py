@@ -56,8 +56,13 @@ def test_a_candidate_that_holds_what_was_clicked_goes_before_one_that_does_not(p
     assert mask.any(0).nonzero()[:, 0].tolist() == [*range(*columns)]
 
 
+def test_a_good_candidate_may_miss_the_click_by_a_pixel():
+    beside = segment(Neighbour(), moving(), read_prompts("8,5")).masks[0]
+    assert beside.any(0).nonzero()[:, 0].tolist() == [5, 6, 7]
+
+
 def test_where_none_holds_it_the_best_is_taken():
-    assert segment(Neighbour(), moving(), read_prompts("9,0")).masks[0].any(0).nonzero()[0] == 5
+    assert segment(Neighbour(), moving(), read_prompts("10,0")).masks[0].any(0).nonzero()[0] == 5
 
 
 def test_clips_that_are_none_are_refused():

@@ -49,7 +49,12 @@ def _parts(english: str) -> tuple[list[str], list[str], str]:
     _, _, after = english.partition("\n## Inputs\n")
     inputs, _, after = after.partition("\n## Outputs\n")
     outputs, heading, after = after.partition("\n## ")
-    end = outputs.find("\n", [slot.end() for slot in SLOT.finditer(outputs)][-1])
+    told = [slot.end() for slot in SLOT.finditer(outputs)]
+    if not told or not inputs:
+        raise ValueError(
+            f"want lists, '- `name` ...', under '## Inputs' and '## Outputs': see {PAGES.parent / 'README.md'}"
+        )
+    end = outputs.find("\n", told[-1])
     return SLOT.findall(inputs), SLOT.findall(outputs), (outputs[end:] + heading + after).strip()
 
 

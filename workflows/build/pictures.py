@@ -93,6 +93,24 @@ def fitted() -> Graph:
     }
 
 
+def parts() -> Graph:
+    """Parts of a clip on their way."""
+    frames = wire("Source frames", "images")
+    part = {"images": wire("Part", "images"), "chunk": wire("Part", "chunk")}
+    return {
+        "Source": source(),
+        "Cut": {
+            "Chunks": node("WeftChunkPlan", images=frames, count=2),
+            "Part": node("WeftChunkSelect", chunks=wire("Chunks"), images=frames),
+        },
+        "Keep": {
+            "Stamp": node("WeftChunkStamp", **part),
+            "Keep": node("WeftSavePart", **part),
+            "All parts": node("WeftLoadParts", chunks=wire("Chunks")),
+        },
+    }
+
+
 Place = tuple[str, str]  # a graph, and the title of a node in it
 RUN: dict[str, Place] = {  # node -> where, in graphs that are run
     "WeftSAMMask": ("mask_by_click", "Click"),
@@ -140,13 +158,15 @@ AS_THEY_ARE: dict[str, Place] = {  # node -> where, in graphs that are not
     "WeftLoadCLIP": ("unrun", "CLIP"),
     "WeftSTEMAttention": ("unrun", "Bases"),
     "WeftRestoreClip": ("fitted", "Restore"),
-    "WeftChunkStamp": ("stamp", "Stamp"),
+    "WeftChunkStamp": ("parts", "Stamp"),
+    "WeftSavePart": ("parts", "Keep"),
+    "WeftLoadParts": ("parts", "All parts"),
 }
 EXTRA = {
     "viewers": viewers,
     "unrun": unrun,
     "fitted": fitted,
-    "stamp": lambda: {"Mark": {"Stamp": node("WeftChunkStamp")}},
+    "parts": parts,
 }
 METHODS = {  # what makes the difference in its workflow
     "WeftSTRLatentOptimizer", "WeftLatentBlend", "WeftCoupledEdit", "WeftRegion", "WeftGatherSwapAttention",
