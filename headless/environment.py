@@ -26,7 +26,7 @@ from .comfyui import ROOT, clone_comfyui, comfyui_requirements, find_comfyui, fi
 VENV, OLDEST = ROOT / ".venv", ROOT / ".venv-old"
 TORCH, TORCHVISION = "2.13.0", "0.28.0"  # a pair: each torchvision fits one torch, and neither may be replaced later
 TRITON = "3.7.1"
-OLD_TORCHVISION = "0.19.0"  # that of the oldest torch
+OLD_TORCHVISION = "0.21.0"  # that of the oldest torch
 TOOLS = ("pytest", "pytest-xdist", "ruff")
 REQUIREMENTS = ROOT / "requirements.txt", Path(__file__).with_name("requirements.txt")  # the pack's, the client's
 SHIM = Path(__file__).with_name("torchvision_cpu_ops.py")

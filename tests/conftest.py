@@ -20,6 +20,7 @@ if "weft" not in sys.modules:
     spec.loader.exec_module(weft)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Side by side (`-n`), the tests of a file stay in one process, and so do all that share a ComfyUI: it is started
     once."""
