@@ -111,15 +111,8 @@ FOLDERS = {  # kind -> (what makes one, what loads it)
     "cogvideox": (lambda at, _: make_cogvideox_folder(at, layers=1), lambda at, _: load_backbone(at, **HOW)),
     "lavie": (lambda at, _: make_lavie_folder(at, suffix=".safetensors"), lambda at, _: load_backbone(at, **HOW)),
     "sam2": (lambda at, _: make_sam2(at), lambda at, _: load_segmenter(at, memory=CPU)),
-    "motion": (_motion_folder, lambda at, whole: load_animatediff(image_of(whole), at, **HOW)),
+    "motion": (_motion_folder, lambda at, whole: _load_motion(at, whole)),
 }
-
-
-def image_of(whole):
-    return kept("image for motion", lambda at, _: make_folder(at, kind="image", blocks=FOUR_LEVELS), whole)
-
-
-FOUR_LEVELS = ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",)
 
 
 def kept(name, make, whole):

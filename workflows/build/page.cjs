@@ -178,15 +178,25 @@ async function view(page, title) {
   await page.waitForTimeout(400); // until the widget has followed
 }
 
+// A point of the page, once the element stands still and nothing lies over it there: a page under load moves late.
 async function placeOf(page, title, x, y, selector = "canvas") {
   await view(page, title);
-  const found = ([title, selector]) => {
+  const look = ([title, selector, x, y]) => {
     const node = window.app.graph._nodes.find((n) => n.title === title);
-    return node.widgets.find((w) => w.name === "weft_view").element.querySelector(selector);
+    const element = node.widgets.find((w) => w.name === "weft_view").element.querySelector(selector);
+    const { left, top, width, height } = element.getBoundingClientRect(), at = [left + x * width, top + y * height];
+    const hit = document.elementFromPoint(...at);
+    return { at, over: hit === element ? "" : `${hit?.tagName}.${hit?.className}` };
   };
-  const handle = await page.evaluateHandle(found, [title, selector]);
-  const { left, top, width, height } = await handle.evaluate((e) => e.getBoundingClientRect().toJSON());
-  return [left + x * width, top + y * height];
+  let seen;
+  for (let calm = 0, tries = 0; calm < 3; tries++) {
+    const now = await page.evaluate(look, [title, selector, x, y]);
+    if (tries === 300) throw new Error(`${selector} of ${title} cannot be reached: ${now.over || "nothing"} lies over it`);
+    calm = !now.over && String(now.at) === String(seen?.at) ? calm + 1 : 0;
+    seen = now;
+    await page.waitForTimeout(100);
+  }
+  return seen.at;
 }
 
 // What overlaps once nothing grows or loads any more, for half a second.
