@@ -195,7 +195,7 @@ def queries_and_keys(pairs: Sequence[Pair]) -> list[Pair]:
 
     def bare(call: Call) -> Call:
         none = call.v.new_empty(0)
-        return replace(call, v=none, tokens=none, key_tokens=none)
+        return replace(call, v=none, tokens=none, key_tokens=none, beside=None)  # beside the source is itself
 
     return [(bare(spatial), bare(temporal)) for spatial, temporal in pairs]
 

@@ -17,14 +17,13 @@ from torch import Tensor
 from . import scenes, world
 from .training import Recipe, train
 
-BATCH = {"sam": 16, "clicks": 24, "borders": 24}
+BATCH = {"sam": 16, "clicks": 24}
 NOT_A_POINT = -1
 FOCAL, DICE, SCORE = 20.0, 1.0, 1.0  # weights of the losses, from the paper
 PIXELS = 255.0  # SAM reads pixels in 0..255
 COUNTS = (1, 2, 2)  # sprites of a picture: two of three show both
 LEAST = 40  # pixels; a sprite of which less is seen is not asked for
 ON_GROUND = 0.15  # share of the clicks
-BORDER = 2  # pixels
 
 
 def make_sam():
@@ -70,29 +69,7 @@ def train_clicks(recipe: Recipe, runs: Path, out: Path) -> None:
     _train("clicks", sam, recipe, runs, out, COUNTS, ON_GROUND)
 
 
-def train_borders(recipe: Recipe, runs: Path, out: Path) -> None:
-    """On, with two of three clicks close to a border, and scores that weigh more: there the right mask was nearly
-    always among the three, and another was thought to be better."""
-    from safetensors.torch import load_file
-
-    torch.manual_seed(recipe.seed)
-    sam = make_sam()
-    sam.load_state_dict(load_file(out / "sam" / "sam.safetensors"))
-    _train("borders", sam, recipe, runs, out, COUNTS, ON_GROUND, at_border=2 / 3, weight=10 * SCORE)
-
-
-def _train(
-    name: str,
-    sam,
-    recipe: Recipe,
-    runs: Path,
-    out: Path,
-    counts: tuple[int, ...],
-    on_ground: float,
-    at_border: float = 0.0,
-    weight: float = SCORE,
-) -> None:
-    """See the runs above; `weight` is that of the scores, in the loss."""
+def _train(name: str, sam, recipe: Recipe, runs: Path, out: Path, counts: tuple[int, ...], on_ground: float) -> None:
     from safetensors.torch import save_file
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -101,10 +78,10 @@ def _train(
         half = len(video) // 2  # clicks on the one, boxes on the other
         asked = torch.rand(half, 1, 1, generator=generator) < on_ground
         things = torch.where(asked, ground[:half], sprites[:half])
-        clicked, boxed = ask_click(things, generator, at_border), ask_box(sprites[half:], stale[half:], generator)
+        clicked, boxed = ask_click(things, generator), ask_box(sprites[half:], stale[half:], generator)
         losses = [
-            ask_twice(sam, images[:half], clicked, things, generator, weight),
-            ask_twice(sam, images[half:], boxed, sprites[half:], generator, weight),
+            ask_twice(sam, images[:half], clicked, things, generator),
+            ask_twice(sam, images[half:], boxed, sprites[half:], generator),
         ]
         return {name: (losses[0][name] + losses[1][name]) / 2 for name in losses[0]}
 
@@ -134,13 +111,9 @@ def draw_pairs(
 # ---- questions: (points [n, k, 2] as (x, y) of pixel centers, labels [n, k], boxes [n, 4] or None) -------------------
 
 
-def ask_click(things: Tensor, generator: torch.Generator, at_border: float = 0.0):
-    """A click on the thing and, in a third of them, one beside it; a share of the first is close to the border."""
-    where = things
-    if at_border:
-        close = torch.rand(len(things), 1, 1, generator=generator) < at_border
-        where = torch.where(close & rim(things).any((1, 2), keepdim=True), rim(things), things)
-    on, off = pick(where, generator), pick(~things, generator)
+def ask_click(things: Tensor, generator: torch.Generator):
+    """A click on the thing and, in a third of them, one beside it."""
+    on, off = pick(things, generator), pick(~things, generator)
     second = torch.where(torch.rand(len(things), generator=generator) < 1 / 3, 0, NOT_A_POINT)
     labels = torch.stack([torch.ones_like(second), second], 1)
     return torch.stack([on, off], 1), labels, None
@@ -166,12 +139,6 @@ def pick(where: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([index % where.shape[-1], index // where.shape[-1]], 1).float()
 
 
-def rim(masks: Tensor) -> Tensor:
-    """Bool masks [n, H, W]: the pixels with one outside within `BORDER` pixels; the picture's edge is no border."""
-    outside = F.max_pool2d((~masks).float()[:, None], 2 * BORDER + 1, stride=1, padding=BORDER)[:, 0] > 0
-    return masks & outside
-
-
 def inmost(masks: Tensor) -> Tensor:
     """[n, 2]: the (x, y) of the pixel of each mask [n, H, W] with the most of it around."""
     around = F.avg_pool2d(masks[:, None].float(), 9, stride=1, padding=4)[:, 0]
@@ -193,14 +160,12 @@ def box_of(masks: Tensor) -> Tensor:
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-def ask_twice(
-    sam, images: Tensor, question, sprites: Tensor, generator: torch.Generator, weight: float = SCORE
-) -> dict[str, Tensor]:
+def ask_twice(sam, images: Tensor, question, sprites: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Losses of a first answer and of a second, which gets the first and a click where it was wrong."""
     points, labels, boxes = question
     logits, scores = answer(sam, images, points, labels, boxes, None)
     truth = sprites.to(images.device)
-    first = losses_of(logits, scores, truth, alone=boxes is None, weight=weight)
+    first = losses_of(logits, scores, truth, alone=boxes is None)
     guess = logits[:, 0].detach()
     wrong = (guess.cpu() > 0) != sprites
     click = pick(wrong, generator)
@@ -209,7 +174,7 @@ def ask_twice(
     label = torch.where(unasked, NOT_A_POINT, label)
     points, labels = torch.cat([points, click[:, None]], 1), torch.cat([labels, label[:, None]], 1)
     logits, scores = answer(sam, images, points, labels, boxes, guess[:, None])
-    second = losses_of(logits, scores, truth, alone=False, weight=weight)
+    second = losses_of(logits, scores, truth, alone=False)
     return {
         "loss": first["loss"] + second["loss"],
         "iou": first["iou"],
@@ -232,15 +197,15 @@ def answer(sam, images: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | 
     return logits[:, 0], scores[:, 0]
 
 
-def losses_of(logits: Tensor, scores: Tensor, sprites: Tensor, alone: bool, weight: float = SCORE) -> dict[str, Tensor]:
+def losses_of(logits: Tensor, scores: Tensor, sprites: Tensor, alone: bool) -> dict[str, Tensor]:
     """The loss of the single answer and, for a lone click, of the best of the three others."""
     truth = sprites[:, None].float()
     each = FOCAL * focal(logits, truth) + DICE * dice(logits, truth)  # [n, 4]
     overlap = iou(logits > 0, sprites[:, None])
     error = (scores - overlap).square()
-    total = (each[:, 0] + weight * error[:, 0]).mean()
+    total = (each[:, 0] + SCORE * error[:, 0]).mean()
     if alone:
-        total = total + each[:, 1:].min(1).values.mean() + weight * error[:, 1:].mean()
+        total = total + each[:, 1:].min(1).values.mean() + SCORE * error[:, 1:].mean()
     return {"loss": total, "iou": overlap[:, 0].mean(), "score_error": error[:, 0].mean().detach().sqrt()}
 
 

@@ -14,7 +14,6 @@
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
     python -m weft.toyworld.train sam        # a small SAM, for masks by click; on its own
     python -m weft.toyworld.train clicks     # and on, with two sprites, so that the click decides which
-    python -m weft.toyworld.train borders    # and on, with clicks at borders, where it took the wrong of three masks
     python -m weft.toyworld.train detector   # a small OWLv2, for boxes by text; on its own
     python -m weft.toyworld.train clip       # a small CLIP, to judge edits; on its own
 
@@ -37,7 +36,7 @@ from .flow_vae import train_flow_vae
 from .image_model import train_detail, train_epsilon, train_image
 from .instruct_model import train_instruct
 from .judge import train_judge
-from .sam import train_borders, train_clicks, train_sam
+from .sam import train_clicks, train_sam
 from .training import Recipe
 from .vae import train_crisp, train_vae
 from .video_model import train_shapes, train_things, train_video, train_words
@@ -58,7 +57,6 @@ RECIPES = {
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
     "sam": Recipe(steps=1200, peak_rate=1e-3, seed=1234),
     "clicks": Recipe(steps=2500, peak_rate=1e-3, warmup=50, ema=0.99, seed=1234),
-    "borders": Recipe(steps=600, peak_rate=4e-4, warmup=30, ema=0.99, seed=5678),
     "detector": Recipe(steps=5000, peak_rate=1.5e-3, seed=1234),
     "clip": Recipe(steps=4000, peak_rate=1.5e-3, seed=1234),
 }
@@ -77,7 +75,6 @@ MODELS = {
     "instruct": train_instruct,
     "sam": train_sam,
     "clicks": train_clicks,
-    "borders": train_borders,
     "detector": train_detector,
     "clip": train_judge,
 }
@@ -87,7 +84,6 @@ DRAW_AS_THEY_GO = {
     "flow_vae",
     "sam",
     "clicks",
-    "borders",
     "detector",
     "clip",
 }  # the others are trained on a set of clips

@@ -209,6 +209,7 @@ def test_of_the_source_no_more_is_kept_than_queries_and_keys(tiny64, monkeypatch
     assert kept
     for call in kept:
         assert call.v.numel() == call.tokens.numel() == call.key_tokens.numel() == 0
+        assert call.beside is None
 
 
 def losses(step, *moved):
