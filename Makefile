@@ -18,7 +18,7 @@ demo: environment
 	@$(RUN) weft.headless.demo
 
 test: lint
-	$(RUN) pytest -n $(WORKERS) --dist loadgroup
+	$(RUN) pytest -n $(WORKERS)
 
 lint: environment
 	$(RUN) ruff check .

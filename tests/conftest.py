@@ -4,6 +4,7 @@ The repository root stays off `sys.path`: our `nodes/` would hide ComfyUI's `nod
 """
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -20,14 +21,23 @@ if "weft" not in sys.modules:
     spec.loader.exec_module(weft)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there
+def pytest_xdist_make_scheduler(config, log):
     """Side by side (`-n`), the tests of a file stay in one process, and so do all that share a ComfyUI: it is started
     once."""
-    for item in items:
-        call = getattr(item, "callspec", None)
-        server = call.params.get("comfyui") if call else None
-        item.add_marker(pytest.mark.xdist_group(str(server or item.path)))
+    from xdist.scheduler import LoadScopeScheduling
+
+    from weft.headless.comfyui import find_comfyuis
+
+    names = sorted((path.name for path in find_comfyuis()), key=len, reverse=True)
+
+    class ByFileOrComfyUI(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file, _, test = nodeid.partition("::")
+            ids = re.split(r"[\[\]]", test)[1:]
+            return next((name for name in names if "tests/comfy/" in file and any(name in i for i in ids)), file)
+
+    return ByFileOrComfyUI(config, log)
 
 
 @pytest.fixture(autouse=True)
