@@ -51,6 +51,7 @@ class RunView {
     const moved = this.records.map((r) => r.relative_step).filter(Number.isFinite);
     if (!moved.length) return `${steps}${this.total ? "No guidance to watch." : "Not run yet."}`;
     const mean = moved.reduce((a, b) => a + b) / moved.length, share = `${(100 * mean).toPrecision(2)} % of the latent a step`;
+    if (this.done < this.total) return `${steps}Guidance moves ${share} so far.`; // the first steps move it most
     if (mean < HEALTHY[0]) return `${steps}Guidance moves ${share}: too weak to keep the source. Raise strength.`;
     if (mean > HEALTHY[1]) return `${steps}Guidance moves ${share}: so strong that the edit may break. Lower strength.`;
     return `${steps}Guidance moves ${share}: healthy (0.05 to 5 %).`;

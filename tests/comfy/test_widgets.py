@@ -79,6 +79,11 @@ DRAWN = """(() => {
   const shown = (name) => node.widgets.find((w) => w.name === name).element.isConnected;
   return [shown('positive') || !!document.querySelector(`[data-node-id="${node.id}"] textarea`), shown('weft_view')];
 })()"""
+AWAY_AND_BACK = """(async () => {
+  const { command } = app.extensionManager;
+  for (const name of ['Comfy.NewBlankWorkflow', 'Workspace.PreviousOpenedWorkflow']) await command.execute(name);
+  return app.graph._nodes.length;
+})()"""
 YELLOW, BLUE = [255, 230, 26], [102, 204, 255]  # of the best match, of the loss
 
 
@@ -172,6 +177,11 @@ ACTS = {  # what the answers are called -> what is done, each "read" an answer
         *keys("0"),
         read(VALUES, "Candidates"),
     ],
+    "back": [
+        ["read", AWAY_AND_BACK],
+        ["until", f"{SHOW.format('Sample')}.innerText.includes('Guidance moves')"],
+        text("Sample"),
+    ],
     "kept": [["read", ALL_VALUES], ["reopen"], ["wait", 0.5], ["read", ALL_VALUES], ["read", PROMPT]],
 }
 
@@ -264,6 +274,12 @@ def test_a_click_scores_a_point_of_source_or_edit(seen):
 
 def test_a_candidate_is_chosen_by_mouse_and_by_number(seen):
     assert [value(seen, "chosen", i, "WeftEditCandidates", "choice") for i in (0, 1)] == [1, 0]
+
+
+def test_who_leaves_the_tab_and_comes_back_sees_the_last_run(seen):
+    nodes, told = seen["back"]
+    assert nodes == sum(map(len, GRAPH.values()))
+    assert told == seen["run"][1]
 
 
 def test_all_that_was_set_survives_a_save_and_a_reload(seen):

@@ -7,7 +7,7 @@ import torch
 
 from weft.backbones.memory import PlainMemory
 from weft.tests.conftest import ROOT
-from weft.toyworld import detector, sam, scenes, world
+from weft.toyworld import detector, pointing, sam, scenes, world
 from weft.toyworld.training import Recipe
 from weft.vision.detector import load_detector
 from weft.vision.find import find
@@ -55,6 +55,20 @@ def test_one_click_gives_the_sprite_and_the_track_keeps_it(shipped, clips):
         tracked.append(sam.iou(track(shipped, frames, mask).masks.bool(), truth).mean())
     assert torch.stack(clicked).mean() >= 0.85
     assert torch.stack(tracked).mean() >= 0.80
+
+
+def test_permuting_clicks_permutes_masks(shipped):
+    """Of two sprites, whichever is clicked first."""
+    _, pictures, seen = pointing.held_out(16)
+    right = []
+    for picture, things in zip(pictures, seen):
+        clicks = sam.inmost(things).tolist()
+        masks = [segment(shipped, picture[None], read_prompts(f"{x},{y}")).masks.bool() for x, y in clicks]
+        again = [segment(shipped, picture[None], read_prompts(f"{x},{y}")).masks.bool() for x, y in reversed(clicks)]
+        assert all(map(torch.equal, masks, reversed(again)))
+        own, other = (torch.stack([sam.iou(m, t[None]) for m, t in zip(masks, of)]) for of in (things, things.flip(0)))
+        right.append((own > other).all())
+    assert torch.stack(right).float().mean() >= 0.9
 
 
 def test_boxes_and_negative_points_count(shipped, clips):

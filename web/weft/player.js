@@ -4,6 +4,7 @@
 import { api } from "../../../scripts/api.js";
 
 export const VIEW = "weft_view"; // the widget's name
+const MOMENTS = [100, 500, 2000]; // milliseconds after a node is made at which the page may have its outputs
 
 export const urlOf = (file) => api.apiURL(`/view?${new URLSearchParams({ ...file, rand: file.filename })}`);
 
@@ -50,8 +51,14 @@ export function write(context, text, x, y, color, align = "left") {
 
 /** Puts an element into a node as its last widget; it is in neither the workflow's values nor the prompt. */
 export function addView(node, root, height) {
-  const widget = node.addDOMWidget(VIEW, VIEW, root, { serialize: false, hideOnZoom: false, getMinHeight: () => height });
+  // The panel of a node's parameters would give the widget its own width, which is not that of the node.
+  const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => height };
+  const widget = node.addDOMWidget(VIEW, VIEW, root, options);
   widget.serialize = false;
+  // The wheel zooms the graph here, too, but where it scrolls. Vue nodes hand it on by themselves.
+  root.addEventListener("wheel", (event) => {
+    if (root.scrollHeight <= root.clientHeight && !window.LiteGraph?.vueNodesMode) window.app?.canvas?.processMouseWheel(event);
+  });
   return widget;
 }
 
@@ -257,10 +264,15 @@ export function forNodes(app, name, type, make) {
       if (node.comfyClass !== type) return;
       const view = make(node);
       const executed = node.onExecuted;
+      let told = false;
+      const tell = (message) => ((told = true), view.told(message, facts(message)));
       node.onExecuted = function (message) {
         executed?.apply(this, arguments);
-        view.told(message, facts(message));
+        tell(message);
       };
+      // Who comes back to a workflow's tab gets new nodes, and the page the outputs of the last run a moment later.
+      const before = () => told || !app.nodeOutputs?.[node.id] || tell(app.nodeOutputs[node.id]);
+      for (const moment of MOMENTS) setTimeout(before, moment);
     },
   });
 }
