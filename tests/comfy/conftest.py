@@ -1,5 +1,5 @@
-"""A ComfyUI for all tests of this folder, spoken to over HTTP by the pack's own client; where several are found, all
-tests run on each.
+"""A ComfyUI for all tests of this folder, spoken to over HTTP by the pack's own client; where several are found, those
+marked `each_comfyui` run on each, and where `COMFYUI_PATH` names several, all do.
 
 It is a process of its own: ComfyUI's `nodes` and `utils` would clash with ours, and it reads `sys.argv`.
 """
@@ -22,6 +22,21 @@ from weft.workflows.build.browser import obstacle, open_pages
 MODES = ("canvas", "vue")  # how the two pages draw nodes
 PATIENCE = 120  # seconds of silence after which a test gives up
 FRAMES, HEIGHT, WIDTH = 4, 16, 24
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where `COMFYUI_PATH` does not ask for more, the second ComfyUI gets the tests alone that meet what differs among
+    versions: nodes, inputs, workflows, models and the page. What our own stages do is tried on the first."""
+    if os.environ.get("COMFYUI_PATH"):
+        return
+    others = set(find_comfyuis()[1:])
+    spared = [item for item in items if _comfyui_of(item) in others and not item.get_closest_marker("each_comfyui")]
+    config.hook.pytest_deselected(items=spared)
+    items[:] = [item for item in items if item not in set(spared)]
+
+
+def _comfyui_of(item):
+    return item.callspec.params.get("comfyui") if hasattr(item, "callspec") else None
 
 
 @pytest.fixture(scope="session", params=find_comfyuis() or [None], ids=lambda path: path.name if path else "none")

@@ -6,7 +6,7 @@ from weft.headless.client import WorkflowError
 from weft.tests.comfy.conftest import HEIGHT, WIDTH
 from weft.tests.comfy.graphs import GONE, masked, node, str_match, untold
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.each_comfyui]
 
 
 def refused(editor, graph, *words):

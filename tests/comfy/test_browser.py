@@ -27,7 +27,7 @@ PLAYED = """(async () => {
   return saved()?.currentTime || [...document.querySelectorAll('video')].map(address);
 })()"""
 LARGEST = 200_000  # bytes of a workflow that the page saves
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.each_comfyui]
 
 
 @pytest.fixture(scope="module", params=ALONE)

@@ -15,7 +15,7 @@ from weft.tests.numerics import PICTURE_LEVELS
 from weft.toyworld import clip
 from weft.workflows.build.papers import NAMES as PAPERS
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.each_comfyui]
 FEW = {
     "WeftDDIMInversion.steps": 4,
     "WeftDDIMInversion.edit_steps": 2,

@@ -5,7 +5,7 @@ import pytest
 from weft.headless.client import WorkflowError
 from weft.tests.comfy.graphs import node, plain, str_match
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.each_comfyui]
 CANDIDATES = {"frame": 0, "count": 2, "choice": 0, "seed": 0, "steps": 2, "cfg": 2.0, "image_cfg": 1.5}
 
 

@@ -13,7 +13,7 @@ from weft.tests.comfy.graphs import GONE, node, untold
 from weft.toyworld import clip, world
 from weft.toyworld.sam import iou
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.each_comfyui]
 
 
 @pytest.fixture(scope="module")

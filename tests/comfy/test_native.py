@@ -11,7 +11,7 @@ from weft.headless.graph import read_graph
 from weft.tests.conftest import ROOT
 from weft.toyworld import clip
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.each_comfyui]
 NATIVE = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("native_*.json"))
 FEW = {"WeftDDIMInversion": 4, "WeftAddNoise": 2, "WeftCoupledEdit": 4}
 TEXTS = {"sd": (768, 0), "ip2p": (768, 0), "wan": (4096, 0), "ltx": (48, 0), "hunyuan": (64, 768)}  # widths, pooled

@@ -4,7 +4,7 @@ import pytest
 
 from weft.headless.client import Refused
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.each_comfyui]
 
 NODES = {  # saved in workflows: none may ever go or be renamed
     "WeftAddNoise",

@@ -8,7 +8,7 @@ from weft.tests.conftest import ROOT
 from weft.tests.schemas import schemas
 from weft.workflows.build.graphs import GRAPHS
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.each_comfyui]
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -8,7 +8,7 @@ from weft.headless.client import WorkflowError
 from weft.tests.comfy.graphs import filled, node, str_match
 from weft.tests.schemas import schemas
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.each_comfyui]
 HALF = "a \ud83d square"  # half of a surrogate pair, as a careless program cuts an emoji
 
 

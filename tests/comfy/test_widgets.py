@@ -9,7 +9,7 @@ from weft.tests.schemas import schemas
 from weft.toyworld import clip, world
 from weft.workflows.build.parts import SAM, node, prompts, source, track, wire
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.each_comfyui]
 FRAMES, MODEL = wire("Source frames", "images"), wire("Model")
 INSTRUCTED = {"model": wire("Instructed"), "images": FRAMES, "instruction": wire("Instruction")}
 GRAPH = {
