@@ -18,7 +18,7 @@ demo: environment
 	@$(RUN) weft.headless.demo
 
 test: lint
-	$(RUN) pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS)
 
 lint: environment
 	$(RUN) ruff check .
