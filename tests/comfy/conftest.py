@@ -82,7 +82,7 @@ def server(comfyui, base, tiny_folder, tiny_instruct_folder):
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # open pages are at work even where nobody looks
 def pages(server):
     """ComfyUI's own page in a browser, twice: with nodes on the canvas, and with Vue nodes (`MODES`)."""
     if reason := obstacle():
