@@ -74,7 +74,7 @@ def test_the_score_can_be_looked_at(editor):
         neighbours=1,
         levels="all",
     )
-    assert len(editor(graph).result.files("score")) == FRAMES
+    assert len(editor(graph).result.outputs["score"]["images"]) == FRAMES
 
 
 def test_figures_are_shown(editor):
