@@ -258,6 +258,7 @@ export async function runAlone(app, node) {
 
 /** Calls `make` for each new node of a class; what it returns is told of every run of the node. */
 export function forNodes(app, name, type, make) {
+  const again = new WeakMap(); // node -> what tells it of an earlier run
   app.registerExtension({
     name: `weft.${name}`,
     nodeCreated(node) {
@@ -270,9 +271,12 @@ export function forNodes(app, name, type, make) {
         executed?.apply(this, arguments);
         tell(message);
       };
-      // Who comes back to a workflow's tab gets new nodes, and the page the outputs of the last run a moment later.
-      const before = () => told || !app.nodeOutputs?.[node.id] || tell(app.nodeOutputs[node.id]);
-      for (const moment of MOMENTS) setTimeout(before, moment);
+      again.set(node, () => told || !app.nodeOutputs?.[node.id] || tell(app.nodeOutputs[node.id]));
+    },
+    // Who comes back to a workflow's tab gets new nodes, and the page the outputs of the last run a moment later. Nodes
+    // that are not loaded with a workflow are left alone: outputs under their numbers may be those of others.
+    loadedGraphNode(node) {
+      if (again.has(node)) for (const moment of MOMENTS) setTimeout(again.get(node), moment);
     },
   });
 }
