@@ -403,6 +403,11 @@ def make(
             value = value + 1 if norm else value
             # H3's norms are no fp8 in its files, and core's kernel for them takes none.
             weight.data = value.to(manual if norm and manual and name == "h3" else weight.dtype)
+        # What else a file would bring: core leaves it as the memory was, which may be NaN.
+        held = model.diffusion_model.state_dict().keys()
+        for key, buffer in model.diffusion_model.named_buffers():
+            if key in held and buffer.is_floating_point():
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
         patcher = as_patcher(model)
         management.load_models_gpu([patcher])
     return Made(family, patcher)
