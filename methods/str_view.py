@@ -8,7 +8,7 @@ differs  nothing: it is the score that `str_match` matches, of one token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -36,11 +36,9 @@ SHOWN = 4  # noise levels that are looked at, evenly spaced, besides the one tha
 class Seen:
     """What one point is related to, in the source and in an edit of it, at each resolution and at some noise levels."""
 
-    painted: Tensor  # [F, H, W, 3] in 0..1, as `score_frames` gives it
+    painted: Tensor  # [F, H, W, 3] in 0..1: the source in gray, the score in color, the point as a cross
     clips: dict[str, Tensor]  # "source", and "edit" if there is one: frames [F, H, W, 3] in 0..1
-    heat: (
-        Tensor  # [F, rows h, columns w] in 0..1: a row for each resolution of each clip, a column for each noise level
-    )
+    heat: Tensor  # [F, rows h, columns w] in 0..1: rows are resolutions of each clip, columns noise levels
     resolutions: list[int]  # of the attention, as `Site.level` counts them
     levels: list[int]  # of noise, of those that the trajectory has
     first: int  # the index in `levels` of the one that was asked for
@@ -61,61 +59,35 @@ def look(
     """What one point is related to, in all that a viewer shows.
 
     Args:
-        point, noise, levels, neighbours: as in `score_frames`.
+        point: (x, y) as shares of width and height, 0..1.
+        noise: where on the trajectory to look first, 0 almost clean, 1 the noisiest level.
         edit: latents of an edit of the clip, as `backbone.codec.encode` gives them, and the prompt that describes it.
             It is looked at in the very noise that the source has at a level: near what a sampler saw there, not that.
+        levels, neighbours: as in `STRLatentOptimizer`.
 
     Raises:
-        ValueError: what `score_frames` refuses, or an edit of another size or model.
+        ValueError: a number outside its range, a model and trajectory that do not belong together, or an edit of
+            another size or model.
     """
     level = _level(backbone, trajectory, point, noise)
     steps = trajectory.schedule.steps
     at = sorted({level, *(max(1, round(steps * k / SHOWN)) for k in range(1, SHOWN + 1))})
-    decode, latents = backbone.codec.decode, {"source": backbone.codec.unscale(trajectory.at(0))}
+    latents = {"source": backbone.codec.unscale(trajectory.at(0))}
+    sources: dict[str, Callable[[int], Trajectory]] = {"source": lambda k: trajectory}
     if edit is not None:
         latents["edit"] = edit[0]
-        backbone.require_prompt(edit[1], trajectory.shape[0])
-    columns: list[list[Tensor]] = [[] for _ in at]
-    layers, resolutions = [], set()
-    for i, (name, (column, k)) in enumerate(product(latents, enumerate(at))):
-        seen = trajectory if name == "source" else _in_noise_of(backbone, trajectory, *edit, k)
-        found = list(_layer_heat(backbone, seen, point, k, levels, neighbours))
-        layers, resolutions = (found if (name, k) == ("source", level) else layers), {r for r, _ in found}
-        columns[column] += [_to_one(sum(heat for at_r, heat in found if at_r == r)) for r in sorted(resolutions)]
-        monitor.progress(i + 1, len(latents) * len(at))
-    heat = torch.cat([torch.cat(rows, 1) for rows in columns], 2)
-    clips = {name: decode(z) for name, z in latents.items()}
-    span = _frames_of(backbone, len(heat))
-    painted = paint_heat(clips["source"], _to_one(sum(heat for _, heat in layers))[span], point)
-    return Seen(painted, clips, heat[span], sorted(resolutions), at, at.index(level))
-
-
-def score_frames(
-    backbone: Backbone,
-    trajectory: Trajectory,
-    *,
-    x: float,
-    y: float,
-    noise: float = 0.25,
-    levels: Levels = "all_but_finest",
-    neighbours: int = 1,
-) -> Tensor:
-    """What one point of the source is related to, painted over it frame by frame.
-
-    Args:
-        x, y: the point, as shares of width and height, 0..1.
-        noise: where on the trajectory to look, 0 almost clean, 1 the noisiest level.
-
-    Returns:
-        [F, H, W, 3] in 0..1: the source in gray, the score in color, the point marked in white.
-
-    Raises:
-        ValueError: a number outside its range, or a model and trajectory that do not belong together.
-    """
-    level = _level(backbone, trajectory, (x, y), noise)
-    heat = score_heat(backbone, trajectory, (x, y), level, levels=levels, neighbours=neighbours)
-    frames = backbone.codec.decode(backbone.codec.unscale(trajectory.at(0)))
-    return paint_heat(frames, heat[_frames_of(backbone, len(heat))], (x, y))
+        sources["edit"] = _in_noise_of(backbone, trajectory, *edit)
+    found = {}
+    for name, k in product(sources, at):
+        found[name, k] = list(_layer_heat(backbone, sources[name](k), point, k, levels, neighbours))
+        monitor.progress(len(found), len(sources) * len(at))
+    resolutions = sorted({resolution for resolution, _ in found["source", level]})
+    rows = list(product(sources, resolutions))
+    columns = [torch.cat([_mean(h for r, h in found[name, k] if r == own) for name, own in rows], 1) for k in at]
+    clips = {name: backbone.codec.decode(z) for name, z in latents.items()}
+    span = _frames_of(backbone, len(columns[0]))
+    painted = paint_heat(clips["source"], _mean(heat for _, heat in found["source", level])[span], point)
+    return Seen(painted, clips, torch.cat(columns, 2)[span], resolutions, at, at.index(level))
 
 
 @plain_torch
@@ -130,8 +102,7 @@ def score_heat(
 ) -> Tensor:
     """[F, h, w] float32 in 0..1: the STR score from one point (x, y) to every latent cell of its frame, each frame
     scaled to 1, mean over attention layers; at a noise level in 1..S."""
-    layers = _layer_heat(backbone, trajectory, point, level, levels, neighbours)
-    return _to_one(sum(heat for _, heat in layers))
+    return _mean(heat for _, heat in _layer_heat(backbone, trajectory, point, level, levels, neighbours))
 
 
 def _level(backbone: Backbone, trajectory: Trajectory, point: tuple[float, float], noise: float) -> int:
@@ -148,14 +119,19 @@ def _frames_of(backbone: Backbone, latent_frames: int) -> list[int]:
     return [t for t in range(latent_frames) for _ in backbone.denoiser.layout.span(t)]
 
 
-def _in_noise_of(backbone: Backbone, source: Trajectory, edit: Tensor, prompt: Prompt, level: int) -> Noised:
+def _in_noise_of(backbone: Backbone, source: Trajectory, edit: Tensor, prompt: Prompt) -> Callable[[int], Trajectory]:
     """An edited clip in the noise that the source has at a level in 1..S."""
+    backbone.require_prompt(prompt, source.shape[0])
     clean = backbone.codec.scale(ordinary(edit)).to("cpu", torch.float32)
     if clean.shape != source.shape:
         raise ValueError(f"the edit's latents are {list(clean.shape)} and the source's {list(source.shape)}")
     schedule = source.schedule
-    eps = (source.at(level) - schedule.signal[level] * source.at(0)) / schedule.noise[level]
-    return Noised(clean, eps, schedule, prompt)
+
+    def noisy(level: int) -> Noised:
+        eps = (source.at(level) - schedule.signal[level] * source.at(0)) / schedule.noise[level]
+        return Noised(clean, eps, schedule, prompt)
+
+    return noisy
 
 
 def _layer_heat(backbone, trajectory, point, level, levels, neighbours) -> Iterator[tuple[int, Tensor]]:
@@ -180,6 +156,11 @@ def _layer_heat(backbone, trajectory, point, level, levels, neighbours) -> Itera
         maps = torch.cat([score(i, rows=torch.tensor([token])) for i in range(frames)])
         maps = _to_one(maps.view(frames, rows, columns).float().cpu())
         yield spatial.level, F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _mean(heats: Iterable[Tensor]) -> Tensor:
+    """[F, h, w] of several, scaled as they are."""
+    return _to_one(sum(heats))
 
 
 def _to_one(heat: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from weft.methods.coupled_flow import CoupledFlow
 from weft.methods.latent_blend import LatentBlend
 from weft.methods.str_direct import direct_rows
 from weft.methods.str_match import STRLatentOptimizer, score_inputs, site_pairs
-from weft.methods.str_view import score_frames
+from weft.methods.str_view import look
 from weft.tests.numerics import assert_close, assert_gradient
 from weft.tests.tiny import COGVIDEOX_SCHEDULER, make_cogvideox_folder
 
@@ -334,7 +334,7 @@ def test_coupled_edit_and_the_pictures_on_the_way(backbone):
     assert edited.isfinite().all()
     pictures = LatentPreview(backbone, source)(source.at(0))
     assert pictures.shape == (3, 8, 12, 3)
-    heat = score_frames(backbone, invert(backbone, z, prompt, steps=2), x=0.5, y=0.5)
+    heat = look(backbone, invert(backbone, z, prompt, steps=2), (0.5, 0.5)).painted
     assert heat.shape == (FRAMES, HEIGHT, WIDTH, 3)
 
 

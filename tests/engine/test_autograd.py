@@ -12,7 +12,7 @@ from weft.engine.inversion import invert
 from weft.engine.plan import PLAIN
 from weft.methods.latent_blend import LatentBlend
 from weft.methods.str_match import STRLatentOptimizer
-from weft.methods.str_view import score_frames
+from weft.methods.str_view import look
 
 
 def made_in_inference_mode():
@@ -107,7 +107,7 @@ def whole_edit(backbone, frames):
     trajectory = invert(backbone, backbone.codec.encode(frames), source, steps=2)
     plan = PLAIN.then(STRLatentOptimizer(strength=0.2)).then(LatentBlend(mask))
     latents = edit(backbone, trajectory, target, plan=plan)
-    return trajectory.latents, latents, backbone.codec.decode(latents), score_frames(backbone, trajectory, x=0.4, y=0.6)
+    return trajectory.latents, latents, backbone.codec.decode(latents), look(backbone, trajectory, (0.4, 0.6)).painted
 
 
 @pytest.fixture(scope="module")

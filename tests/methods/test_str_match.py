@@ -20,7 +20,6 @@ from weft.methods.fate_zero import FateZero
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.methods.stem import STEMAttention
 from weft.methods.str_match import RELATIVE_STEP, STRLatentOptimizer, site_pairs
-from weft.methods.str_view import look, score_frames, score_heat
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.engine.test_inversion import Listening
 from weft.tests.numerics import assert_close
@@ -529,74 +528,3 @@ def test_a_model_without_finest_attention_has_the_same_pairs_either_way(tmp_path
 def test_numbers_out_of_range_and_unknown_choices_are_refused(numbers, match):
     with pytest.raises(ValueError, match=match):
         PLAIN.then(STRLatentOptimizer(**numbers))
-
-
-# ---- the viewer -----------------------------------------------------------------------------------------------------
-
-
-def test_the_score_of_a_point_is_the_papers_row_of_omega(tmp_path):
-    """On a model with a single pair of sites, so that nothing is averaged."""
-    blocks = ("DownBlock3D", "DownBlock3D", "DownBlock3D")
-    backbone = load_backbone(make_folder(tmp_path / "mid", blocks=blocks), memory=PlainMemory("cpu"))
-    ((spatial, temporal),) = site_pairs(backbone.denoiser)
-    step = make_step(backbone, level=2)
-    label, prompt = step.trajectory.schedule.label(2), step.trajectory.prompt
-    with torch.no_grad():
-        s, t = (maps(backbone, step.source_latents(), label, prompt, x).mean(1) for x in (spatial, temporal))
-    token = 1 * 3 + 2  # of the 2x3 cells the point (0.9, 0.6) falls into the last
-    rows = omega(s, t, 1)[:, token].view(FRAMES, 1, 2, 3)
-    rows = F.interpolate(rows / rows.amax((2, 3), keepdim=True), SIZE, mode="bilinear")[:, 0]
-    got = score_heat(backbone, step.trajectory, (0.9, 0.6), 2)
-    torch.testing.assert_close(got, rows / rows.amax((1, 2), keepdim=True), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("point", [(0, 0), (1, 1), (0.3, 0.8)])
-@pytest.mark.parametrize("options", [{}, {"levels": "all", "neighbours": 2, "noise": 1.0}, {"noise": 0.0}])
-def test_a_heat_map_is_frames_of_the_clips_size(tiny, trajectory, point, options):
-    frames = score_frames(tiny, trajectory, x=point[0], y=point[1], **options)
-    assert frames.shape == (FRAMES, 12, 20, 3)
-    assert frames.dtype == torch.float32
-    assert 0 <= frames.min() <= frames.max() <= 1
-    assert (frames[:, int(point[1] * 11), int(point[0] * 19)] == 1).all()
-
-
-def test_each_frame_of_the_heat_reaches_one(tiny, trajectory):
-    heat = score_heat(tiny, trajectory, (0.2, 0.9), 2)
-    assert heat.shape == (FRAMES, *SIZE)
-    assert torch.equal(heat.amax((1, 2)), torch.ones(FRAMES))
-    assert heat.min() >= 0
-    assert not torch.equal(heat, score_heat(tiny, trajectory, (0.9, 0.1), 2))
-
-
-def test_what_a_viewer_is_shown_is_the_score_of_each_resolution_at_some_levels_of_both_clips(tiny, trajectory):
-    point, source = (0.3, 0.8), tiny.codec.unscale(trajectory.at(0))
-    seen = look(tiny, trajectory, point, noise=0.5, edit=(source, trajectory.prompt), levels="all")
-    frames, rows, columns = seen.heat.shape
-    (h, w), count = SIZE, 2 * len(seen.resolutions)
-    assert (frames, rows, columns) == (FRAMES, count * h, len(seen.levels) * w)
-    tiles = seen.heat.view(FRAMES, count, h, len(seen.levels), w)
-    assert torch.equal(tiles.amax((2, 4)), torch.ones(FRAMES, count, len(seen.levels)))
-    of_source, of_edit = tiles.chunk(2, 1)
-    torch.testing.assert_close(of_edit, of_source, rtol=1e-3, atol=1e-3)  # the source is taken for its own edit
-    assert seen.levels[seen.first] == max(1, round(0.5 * trajectory.schedule.steps))
-    assert torch.equal(seen.painted, score_frames(tiny, trajectory, x=0.3, y=0.8, noise=0.5, levels="all"))
-    other = look(tiny, trajectory, point, noise=0.5, edit=(source.flip(0), trajectory.prompt), levels="all")
-    assert torch.equal(other.heat[:, : rows // 2], seen.heat[:, : rows // 2])
-    assert not torch.allclose(other.heat[:, rows // 2 :], seen.heat[:, rows // 2 :], atol=0.05)
-    assert list(look(tiny, trajectory, point).clips) == ["source"]
-    with pytest.raises(ValueError, match="the edit's latents are"):
-        look(tiny, trajectory, point, edit=(source[:-1], trajectory.prompt))
-
-
-@pytest.mark.parametrize("bad", [{"x": -0.1}, {"y": 1.2}, {"noise": 2.0}, {"x": float("nan")}])
-def test_a_point_outside_the_frame_is_refused(tiny, trajectory, bad):
-    numbers = {"x": 0.5, "y": 0.25, "noise": 0.75, **bad}
-    match = rf"want x, y and noise in 0\.\.1, got {numbers['x']}, {numbers['y']} and {numbers['noise']}"
-    with pytest.raises(ValueError, match=match):
-        score_frames(tiny, trajectory, **numbers)
-
-
-def test_a_heat_map_wants_the_model_of_the_trajectory(tiny, trajectory):
-    foreign = replace(trajectory, model="0123")
-    with pytest.raises(ValueError, match="inverted with another model than 'tiny'"):
-        score_frames(tiny, foreign, x=0.5, y=0.5)
