@@ -12,7 +12,7 @@ class RunView {
   constructor(node) {
     Object.assign(this, { node, records: [], done: 0, total: 0, loop: [], frame: 0 });
     this.canvas = element("canvas", { style: { width: "100%", flex: "1 1 0", minHeight: "0", display: "block" } });
-    this.words = element("div", { style: { font: "12px sans-serif", padding: "2px 0" }, textContent: "Not run yet." });
+    this.words = element("div", { style: { font: "12px sans-serif", padding: "2px 0" }, textContent: "No run seen here yet." });
     const style = { display: "flex", flexDirection: "column", height: "100%", minHeight: `${HEIGHT}px` };
     this.root = element("div", { style, className: "weft-view" }, this.canvas, this.words);
     addView(node, this.root, HEIGHT);
@@ -49,7 +49,7 @@ class RunView {
   say() {
     const steps = this.total ? `Step ${this.done} of ${this.total}. ` : "";
     const moved = this.records.map((r) => r.relative_step).filter(Number.isFinite);
-    if (!moved.length) return `${steps}${this.total ? "No guidance to watch." : "Not run yet."}`;
+    if (!moved.length) return `${steps}${this.total ? "No guidance to watch." : "No run seen here yet."}`;
     const mean = moved.reduce((a, b) => a + b) / moved.length, share = `${(100 * mean).toPrecision(2)} % of the latent a step`;
     if (this.done < this.total) return `${steps}Guidance moves ${share} so far.`; // the first steps move it most
     if (mean < HEALTHY[0]) return `${steps}Guidance moves ${share}: too weak to keep the source. Raise strength.`;

@@ -42,9 +42,9 @@ def test_injection_takes_the_second_half():
     assert not control.injects(site())
     assert control.injects(site("decoder"))
     model = SimpleNamespace(sites=(site("decoder"),), blocks=(), name="wan")
-    control.check(None, model, None)
+    control.fits(model)
     with pytest.raises(ValueError, match="set attention_steps"):
-        FeatureInjection(1, 0).check(None, model, None)
+        FeatureInjection(1, 0).fits(model)
 
 
 def test_a_hidden_text_is_in_no_row():

@@ -4,7 +4,6 @@
 import { api } from "../../../scripts/api.js";
 
 export const VIEW = "weft_view"; // the widget's name
-const MOMENTS = [100, 500, 2000]; // milliseconds after a node is made at which the page may have its outputs
 
 export const urlOf = (file) => api.apiURL(`/view?${new URLSearchParams({ ...file, rand: file.filename })}`);
 
@@ -258,7 +257,8 @@ export async function runAlone(app, node) {
 
 /** Calls `make` for each new node of a class; what it returns is told of every run of the node. */
 export function forNodes(app, name, type, make) {
-  const again = new WeakMap(); // node -> what tells it of an earlier run
+  const made = new WeakMap(); // node -> what tells it of an earlier run
+  const loaded = new WeakSet(); // nodes that came with a workflow
   app.registerExtension({
     name: `weft.${name}`,
     nodeCreated(node) {
@@ -271,12 +271,15 @@ export function forNodes(app, name, type, make) {
         executed?.apply(this, arguments);
         tell(message);
       };
-      again.set(node, () => told || !app.nodeOutputs?.[node.id] || tell(app.nodeOutputs[node.id]));
+      made.set(node, (message) => told || !message || tell(message));
     },
-    // Who comes back to a workflow's tab gets new nodes, and the page the outputs of the last run a moment later. Nodes
-    // that are not loaded with a workflow are left alone: outputs under their numbers may be those of others.
     loadedGraphNode(node) {
-      if (again.has(node)) for (const moment of MOMENTS) setTimeout(again.get(node), moment);
+      loaded.add(node);
+    },
+    // Who comes back to a workflow's tab gets new nodes, and the page the outputs of the last run after them. Nodes that
+    // were not loaded with a workflow are left alone: outputs under their numbers may be those of others.
+    onNodeOutputsUpdated(outputs) {
+      for (const node of app.graph?._nodes ?? []) if (loaded.has(node)) made.get(node)?.(outputs[node.id]);
     },
   });
 }
