@@ -71,24 +71,11 @@ SD15 = {
     "use_temporal_attention": False,
     "adm_in_channels": None,
 }
+WAN_CLIP = (33, 480, 832), (512, 4096), 16, 4
 CASES = {
     "sd-1.5": Case("SD15", SD15, (1, 512, 512), (77, 768), 4, 1, ("inversion", "guided")),  # no temporal attention
-    "wan-1.3b": Case(
-        "WAN21_T2V",
-        {**WAN, "dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},
-        (33, 480, 832),
-        (512, 4096),
-        16,
-        4,
-    ),
-    "wan-14b": Case(
-        "WAN21_T2V",
-        {**WAN, "dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
-        (33, 480, 832),
-        (512, 4096),
-        16,
-        4,
-    ),
+    "wan-1.3b": Case("WAN21_T2V", WAN | {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}, *WAN_CLIP),
+    "wan-14b": Case("WAN21_T2V", WAN | {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}, *WAN_CLIP),
 }
 
 

@@ -1,6 +1,6 @@
 """What a step asks of a GPU beside the network's own: launches a layer of attention, and whether the host ever waits.
 
-    python -m weft.benchmarks.launches    # prints the table of benchmarks/results/overhead.md
+    python -m weft.benchmarks.launches    # prints the table of benchmarks/results/launches.md
 
 Nothing is computed: networks live on torch's meta device, which knows shapes alone. Asking such a tensor for a number
 (`item`, `cpu`, `nonzero`, `bool`) is an error, so that what runs here never waits for a GPU. The Triton launchers run

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .connection import Interrupted, Listen, Refused, Result, Server, WorkflowError
-from .graph import Graph
+from .graph import Graph, with_inputs
+from .parts import COLLECTOR, PLAN
 
 USUAL = Path.home() / "comfy" / "ComfyUI-Distributed"
-PLAN, COLLECTOR = "WeftChunkPlan", "DistributedCollector"
 LOG_LINES = 15
 NO_LOG = "no log:"
 ATTEMPTS = 3  # of the master to reach a worker, 5 seconds each
@@ -77,8 +77,7 @@ def for_workers(graph: Graph, count: int) -> Graph:
         raise ValueError(
             f"want a workflow with one {PLAN} and a {COLLECTOR}, as via_long_distributed: this has {len(plans)} plans"
         )
-    node = graph[plans[0]]
-    return {**graph, plans[0]: {**node, "inputs": {**node["inputs"], "count": count + 1}}}
+    return with_inputs(graph, plans[0], count=count + 1)
 
 
 @dataclass

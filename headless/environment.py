@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -85,7 +84,7 @@ def _complete(comfyui: Path) -> None:
     python = interpreter_of(comfyui)
     if python in (interpreter(), Path(sys.executable)):  # it has none of its own
         return
-    packages = [re.split("[<>=]", line)[0] for line in REQUIREMENTS[0].read_text().splitlines() if line[:1].isalpha()]
+    packages = [line.split("==")[0] for line in oldest(REQUIREMENTS[0].read_text().splitlines())]
     found = subprocess.run([python, "-c", VERSIONS, *packages], check=True, capture_output=True, text=True).stdout
     if "" not in (versions := dict(line.split("=") for line in found.splitlines())).values():
         return

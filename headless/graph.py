@@ -70,6 +70,11 @@ def title(graph: Graph, node: str) -> str:
     return graph[node].get("_meta", {}).get("title") or graph[node]["class_type"]
 
 
+def with_inputs(graph: Graph, node: str, **inputs: Any) -> Graph:
+    """The graph with other inputs of a node, whatever they were before: values or wires."""
+    return {**graph, node: {**graph[node], "inputs": {**graph[node]["inputs"], **inputs}}}
+
+
 def is_link(value: Any) -> bool:
     """Whether an input is wired to another node's output, [id, output]."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)

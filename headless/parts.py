@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 
-from .graph import Graph, is_link
+from .graph import Graph, is_link, with_inputs
 
-PLAN, SELECT, MERGE = "WeftChunkPlan", "WeftChunkSelect", "WeftChunkMerge"
-ON_THE_WAY = ("WeftChunkStamp", "DistributedCollector")  # from an edited part to Chunk Merge
+PLAN, SELECT, MERGE, COLLECTOR = "WeftChunkPlan", "WeftChunkSelect", "WeftChunkMerge", "DistributedCollector"
+ON_THE_WAY = ("WeftChunkStamp", COLLECTOR)  # from an edited part to Chunk Merge
 
 
 def read_part(text: str) -> tuple[int, int]:
@@ -31,7 +31,7 @@ def one_part(graph: Graph, index: int, count: int, name: str) -> Graph:
         ValueError: it has not one Chunk Plan, Chunk Select and Chunk Merge.
     """
     plan, select, merge = _nodes(graph)
-    graph = _with(_with(graph, plan, count=count), select, index=index)
+    graph = with_inputs(with_inputs(graph, plan, count=count), select, index=index)
     images = graph[merge]["inputs"]["images"]
     while graph[images[0]]["class_type"] in ON_THE_WAY:
         images = graph[images[0]]["inputs"]["images"]
@@ -49,7 +49,7 @@ def merged(graph: Graph, count: int, name: str) -> Graph:
     """
     plan, _, merge = _nodes(graph)
     loaded = {"class_type": "WeftLoadParts", "inputs": {"chunks": [plan, 0], "name": name}}
-    graph = {**_with(graph, plan, count=count), merge: {**loaded, "_meta": {"title": "Parts"}}}
+    graph = {**with_inputs(graph, plan, count=count), merge: {**loaded, "_meta": {"title": "Parts"}}}
     shown = {merge}
     while more := {i for i in graph if i not in shown and shown & set(_wired(graph[i]))}:
         shown |= more
@@ -73,7 +73,3 @@ def _needed(graph: Graph, nodes: set[str]) -> Graph:
 
 def _wired(node: dict) -> list[str]:
     return [value[0] for value in node["inputs"].values() if is_link(value)]
-
-
-def _with(graph: Graph, node: str, **inputs) -> Graph:
-    return {**graph, node: {**graph[node], "inputs": {**graph[node]["inputs"], **inputs}}}

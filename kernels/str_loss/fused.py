@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..attention_map.fused import mean_maps, normalisers, together
-from ..attention_map.fused_backward import mean_maps_backward
+from ..attention_map.fused import together
 from ..specs import ARCHITECTURES, Spec
+from .sweep import Gradients, Ring
 
 BLOCK = {"BP": 32, "BQ": 32, "num_warps": 4, "num_stages": 1}
 
@@ -135,25 +135,6 @@ def gather_kernel(
         tl.store(peaks + tile, tl.max(tl.max(tl.abs(b_ds), 1), 0))
 
 
-class Ring:
-    """One side's t, laid out for the kernels, and its rolling window of head-mean maps."""
-
-    def __init__(self, q: Tensor, k: Tensor, t: Tensor, scale: float, slots: int):
-        self.q, self.k, self.scale, self.slots = q.contiguous(), k.contiguous(), scale, slots
-        self.t = t.permute(1, 2, 0).float().contiguous()  # [F F N]: pixels lie side by side
-        self.norms = normalisers(self.q, self.k, scale)
-        F, _, N, _ = q.shape
-        self.maps = torch.empty(slots, N, N, dtype=torch.float32, device=q.device)
-        self.frames, self.filled = F, 0
-
-    def fill(self, end: int) -> None:
-        """Make the maps of frames before `end`, over those that are `slots` frames older."""
-        end = min(end, self.frames)
-        if self.filled < end:
-            mean_maps(self.q, self.k, self.norms, self.scale, self.maps, range(self.filled, end))
-            self.filled = end
-
-
 def _grid(N: int, frames: int) -> tuple[int, int, int]:
     return triton.cdiv(N, BLOCK["BP"]), triton.cdiv(N, BLOCK["BQ"]), frames
 
@@ -184,11 +165,7 @@ def rows_fused_backward(
     a, b = Ring(*source, scale, S + 2 * R), Ring(*target, scale, S + 3 * R)
     grad = grad.float().mT.contiguous()
     gs = torch.empty(S + 2 * R, N, N, **like)
-    dq, dk = (torch.empty_like(b.q), torch.empty_like(b.k)) if maps_wanted else (None, None)
-    dt = torch.zeros(F, F, N, **like) if t_wanted else None
-    ds = torch.empty((S, N, N) if maps_wanted else 1, **like)
-    peaks = torch.empty(_grid(N, S)[::-1] if maps_wanted else 1, **like)
-    partial = torch.empty((S, _grid(N, S)[1], 2 * R, N) if t_wanted else 1, **like)
+    gradients = Gradients(b, S, _grid(N, S)[:2], R, maps_wanted, t_wanted)
     made = 0  # frames whose G there is
     for first in range(0, F, S):
         frames = range(first, min(first + S, F))
@@ -201,24 +178,11 @@ def rows_fused_backward(
             )  # fmt: skip
             made = ahead
         gather_kernel[_grid(N, len(frames))](
-            b.maps, gs, b.t, ds, peaks, partial, first, F, N, b.slots, len(gs),
+            b.maps, gs, b.t, *gradients.room, first, F, N, b.slots, len(gs),
             R=R, MAPS=maps_wanted, WEIGHTS=t_wanted, **BLOCK,
         )  # fmt: skip
-        if maps_wanted:
-            largest = peaks[: len(frames)].amax((1, 2))
-            mean_maps_backward(b.q, b.k, b.norms, ds, largest, scale, dq, dk, frames)
-        if t_wanted:
-            _store_weights(dt, partial[: len(frames)].sum(1), frames, R)
-    return dq, dk, dt.permute(2, 0, 1).to(target[2].dtype) if t_wanted else None
-
-
-def _store_weights(dt: Tensor, sums: Tensor, frames: range, neighbours: int) -> None:
-    """Into dt [F F N] at [i, i + e] for some frames i, from sums [S 2R N], where i + e is in the clip."""
-    for slot, e in enumerate([*range(-neighbours, 0), *range(1, neighbours + 1)]):
-        inside = range(max(frames.start, -e), min(frames.stop, len(dt) - e))
-        if inside:
-            there = sums[inside.start - frames.start : inside.stop - frames.start, slot]
-            dt.diagonal(e, 0, 1)[:, inside.start + min(e, 0) : inside.stop + min(e, 0)] = there.mT
+        gradients.take(frames)
+    return gradients.whole(target[2].dtype)
 
 
 _COMMON = {"first": "i32", "F": "i32", "N": "i32"}

@@ -17,10 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention_map.fused import together
-from ..attention_map.fused_backward import mean_maps_backward
 from ..specs import ARCHITECTURES, Spec
-from .fused import Ring, _store_weights, as_is, transposed, weight
+from .fused import as_is, transposed, weight
 from .reduce import EPSILON
+from .sweep import Gradients, Ring
 
 BLOCK = {"B": 32, "num_warps": 8, "num_stages": 1}
 WEIGH = {"BP": 16, "BQ": 128, "num_warps": 4, "num_stages": 1}
@@ -166,11 +166,8 @@ def loss_fused(
     rows = torch.empty(F, 3, N, **like)
     gs, scores = torch.empty(S + 2 * R, N, N, **like), torch.empty(S + R, N, N, **like)
     sums = torch.empty(S + R, tiles, 3, N, **like)
-    dq, dk = (torch.empty_like(b.q), torch.empty_like(b.k)) if maps_wanted else (None, None)
-    dt = torch.zeros(F, F, N, **like) if t_wanted else None
-    ds = torch.empty((S, N, N) if maps_wanted else 1, **like)
-    peaks = torch.zeros((S, tiles, tiles) if maps_wanted else 1, **like)
-    partial = torch.empty((S, tiles, 2 * R, N) if t_wanted else 1, **like)
+    gradients = Gradients(b, S, (tiles, tiles), R, maps_wanted, t_wanted)
+    gradients.peaks.zero_()  # one program writes both tiles' largest into the place of one
     made = 0  # frames whose rows and G there are
     for first in range(0, F, S):
         frames = range(first, min(first + S, F))
@@ -187,15 +184,11 @@ def loss_fused(
             weigh_kernel[grid](gs, scores, rows, made, N, len(gs), len(scores), EPS=EPSILON, **WEIGH)
             made = ahead
         gather_pair_kernel[tiles, tiles, len(frames)](
-            b.maps, gs, b.t, ds, peaks, partial, first, F, N, b.slots, len(gs),
+            b.maps, gs, b.t, *gradients.room, first, F, N, b.slots, len(gs),
             R=R, MAPS=maps_wanted, WEIGHTS=t_wanted, **BLOCK,
         )  # fmt: skip
-        if maps_wanted:
-            largest = peaks[: len(frames)].amax((1, 2))
-            mean_maps_backward(b.q, b.k, b.norms, ds, largest, scale, dq, dk, frames)
-        if t_wanted:
-            _store_weights(dt, partial[: len(frames)].sum(1), frames, R)
-    return rows.mT, dq, dk, dt.permute(2, 0, 1).to(target[2].dtype) if t_wanted else None
+        gradients.take(frames)
+    return rows.mT, *gradients.whole(target[2].dtype)
 
 
 _COMMON = {"first": "i32", "F": "i32", "N": "i32"}

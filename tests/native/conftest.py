@@ -46,14 +46,14 @@ def _ready() -> bool:
 @pytest.fixture(scope="session")
 def sd_folder(tmp_path_factory):
     """A diffusers folder whose UNet core can hold too."""
-    from weft.tests.native.tiny import make_sd_folder
+    from weft.tests.native.unets import make_sd_folder
 
     return make_sd_folder(tmp_path_factory.mktemp("models") / "sd")
 
 
 @pytest.fixture(scope="session")
 def instruct_folder(tmp_path_factory):
-    from weft.tests.native.tiny import make_sd_folder
+    from weft.tests.native.unets import make_sd_folder
 
     return make_sd_folder(tmp_path_factory.mktemp("models") / "instruct", kind="instruct")
 
@@ -61,6 +61,6 @@ def instruct_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def two_folder(tmp_path_factory):
     """Stable Diffusion 2's kind of UNet, which predicts v."""
-    from weft.tests.native.tiny import make_sd_folder
+    from weft.tests.native.unets import make_sd_folder
 
     return make_sd_folder(tmp_path_factory.mktemp("models") / "two", kind="two")

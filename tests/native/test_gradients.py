@@ -1,7 +1,7 @@
 """Gradients of what STR-Match reads, queries and keys, with respect to the latent; and each scope that they need."""
 
 import json
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import comfy.cli_args
 import comfy.model_management as management
@@ -9,7 +9,6 @@ import comfy.supported_models as models
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from weft.backbones.comfy import autograd, dit, passes, recompute
 from weft.backbones.comfy.loading import from_comfy
@@ -121,11 +120,16 @@ def test_weights_are_as_before(made, fails):
     assert not getattr(management, "in_training", False)
 
 
+def has_int8():
+    with suppress(ImportError):
+        from comfy.quant_ops import QUANT_ALGOS
+
+        return "int8_tensorwise" in QUANT_ALGOS
+    return False
+
+
 def in_int8(made):
     """(the MODEL with its layers in int8 as core's loader has them, the same as rounded in float32)."""
-    from comfy.quant_ops import QUANT_ALGOS
-
-    assert "int8_tensorwise" in QUANT_ALGOS
     family = made.family
     kind = getattr(models, family.kind)(dict(family.config))
     kind.set_inference_dtype(torch.float32, torch.float32)
@@ -153,8 +157,8 @@ def in_int8(made):
 
 @pytest.mark.parametrize("name", [name for name in ("wan", "ltx", "ltx audio", "h3") if name in FAMILIES])
 def test_gradients_through_int8(name):
-    if not hasattr(management, "in_training"):
-        pytest.skip("this ComfyUI has no int8")
+    if not has_int8():
+        pytest.skip("0.3.64 has no int8: newer ComfyUI alone can be asked")
     small, rounded = in_int8(make(name))
     assert cosine(loss_and_gradient(small), loss_and_gradient(rounded)) >= SAME_DIRECTION
 
@@ -184,8 +188,8 @@ def test_without_recompute_it_is_the_same(name, monkeypatch):
         return run(*(stream.clone() for stream in streams))
 
     monkeypatch.setattr(dit, "recomputed", plainly)
-    in_place = name in ("ltx", "ltx audio", "hunyuan")  # blocks that add in place to what is kept of them
-    with allow_mutation_on_saved_tensors() if in_place else nullcontext():
+    # Some blocks add in place to what is kept of them, so copies are kept.
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda kept: kept):
         whole = loss_and_gradient(made)
     assert kept
     torch.testing.assert_close(whole, right, rtol=1e-4, atol=1e-6 * right.abs().max().item())

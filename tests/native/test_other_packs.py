@@ -111,7 +111,7 @@ def test_gradients_and_controls_stay_on_one_gpu(monkeypatch):
     from comfy import samplers
 
     if not hasattr(samplers, "_calc_cond_batch_multigpu"):
-        pytest.skip("this ComfyUI has one GPU at a time")
+        pytest.skip("0.3.64 works on one GPU at a time: newer ComfyUI alone can be asked")
     made, handed = make("wan"), []
     several = on_several(made)
 

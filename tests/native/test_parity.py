@@ -25,7 +25,8 @@ from weft.methods.latent_blend import LatentBlend
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.methods.stem import STEMAttention
 from weft.methods.token_flow import TokenFlow, with_injection
-from weft.tests.native.tiny import StandInVAE, twins, xl_twins
+from weft.tests.native.tiny import StandInVAE
+from weft.tests.native.unets import twins, xl_twins
 from weft.tests.numerics import assert_close, assert_same_edit
 
 FRAMES, SIZE, STEPS = 4, (8, 12), 4

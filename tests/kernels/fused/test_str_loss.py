@@ -8,7 +8,7 @@ import torch
 from weft.kernels import str_loss
 from weft.kernels.attention_map import fused as attention_map_fused
 from weft.kernels.attention_map import fused_backward
-from weft.kernels.str_loss import fused, fused_loss, reduce_rows
+from weft.kernels.str_loss import fused, fused_loss, reduce_rows, sweep
 from weft.kernels.str_loss.reference import rows_reference
 from weft.tests.kernels.guards import Guards
 from weft.tests.kernels.mutants import fails, mutant
@@ -264,5 +264,5 @@ def test_the_checks_can_fail(old, new, dies, tmp_path):
 )
 def test_the_checks_of_the_map_gradient_can_fail(old, new, dies, tmp_path, monkeypatch):
     changed = mutant(fused_backward, old, new, tmp_path)
-    monkeypatch.setattr(fused, "mean_maps_backward", changed.mean_maps_backward)
+    monkeypatch.setattr(sweep, "mean_maps_backward", changed.mean_maps_backward)
     assert fails(check, fused) == dies
