@@ -10,10 +10,11 @@ from ..backbones.known_models import missing
 from ..backbones.memory import ComfyMemory
 from . import sockets
 from .host import check, clip_tokenizer
-from .load import NONE, complaint, dtype_input, models
+from .load import NONE, TOYS, complaint, dtype_input, models
 from .menus import roots, stamp_of
 
 MOTION, LORA = "animatediff_models", "animatediff_motion_lora"  # folders that AnimateDiff-Evolved uses as well
+TOY = TOYS / "motion"
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth")
 NO_MOTION, NO_LORA = f"(none found: put a motion module into models/{MOTION})", "none"
 
@@ -27,6 +28,12 @@ def motion_files(kind: str) -> dict[str, Path]:
         return file.parent if file.name.startswith("diffusion_pytorch_model") else file
 
     return found(roots(kind), choose)
+
+
+def motion_modules() -> dict[str, Path]:
+    """Names as the menu shows them -> the toy world's motion module, and those in ComfyUI's folder."""
+    toys = {f"toyworld/{TOY.name}": TOY} if (TOY / "config.json").is_file() else {}
+    return toys | motion_files(MOTION)
 
 
 class WeftLoadAnimateDiff(io.ComfyNode):
@@ -46,8 +53,9 @@ class WeftLoadAnimateDiff(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "motion_module",
-                    options=list(motion_files(MOTION)) or [NO_MOTION],
-                    tooltip=f"AnimateDiff v1, v2 or v3 in models/{MOTION}: a file, or a diffusers folder.",
+                    options=list(motion_modules()) or [NO_MOTION],
+                    tooltip=f"AnimateDiff v1, v2 or v3 in models/{MOTION}: a file, or a diffusers folder. toyworld/motion is "
+                    "for toyworld/epsilon.",
                 ),
                 dtype_input(),
                 io.Combo.Input(
@@ -73,19 +81,19 @@ class WeftLoadAnimateDiff(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, model, motion_module, dtype, motion_lora=NO_LORA, lora_strength=1.0):
         lora = motion_files(LORA).get(motion_lora)
-        return stamp_of(models(), model), stamp_of(motion_files(MOTION), motion_module), stamp(lora)
+        return stamp_of(models(), model), stamp_of(motion_modules(), motion_module), stamp(lora)
 
     @classmethod
     def validate_inputs(cls, model=None, motion_module=None):
         """In place of ComfyUI's own check, which would only say that a name is not in the list."""
-        found = motion_files(MOTION)
+        found = motion_modules()
         if motion_module is not None and motion_module not in found:
             return missing(motion_module, found)
         return complaint(model)
 
     @classmethod
     def execute(cls, model, motion_module, dtype, motion_lora=NO_LORA, lora_strength=1.0):
-        image, motion = _chosen(model, models()), _chosen(motion_module, motion_files(MOTION))
+        image, motion = _chosen(model, models()), _chosen(motion_module, motion_modules())
         loras = [] if motion_lora == NO_LORA else [(_chosen(motion_lora, motion_files(LORA)), lora_strength)]
         how = {"dtype": dtype, "memory": ComfyMemory(), "check": check, "tokenizer": clip_tokenizer()}
         return io.NodeOutput(load_animatediff(image, motion, loras=loras, name=f"{model} + {motion_module}", **how))

@@ -3,6 +3,7 @@
     python -m weft.toyworld.sample                        # 48 clips of toyworld/weights/video
     python -m weft.toyworld.sample --model image --n 64   # single frames of the image model
     python -m weft.toyworld.sample --model things         # scenes of none, one or two sprites
+    python -m weft.toyworld.sample --model motion         # such clips of the image model with its motion adapter
     python -m weft.toyworld.sample --model flow           # the small LTX-Video, by Euler's method
     python -m weft.toyworld.sample --weights FOLDER       # any diffusers folder with the same parts
 
@@ -24,12 +25,13 @@ from . import ltx, scenes, text, world
 from .flow_model import load_flow, sample_flow
 from .measure import sample_accuracy
 from .measure_scenes import scene_accuracy
+from .motion_model import load_motion, per_frame
 from .report import bootstrap_interval, contact_sheet
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT_SEED = 4321  # the models are trained on seed 1234
 SHEET_ROWS = 12
-OF_SCENES = ("things", "epsilon")  # models that know none, one or two sprites
+OF_SCENES = ("things", "epsilon", "motion")  # models that know none, one or two sprites
 
 
 def load(folder: Path, device: str = "cpu"):
@@ -59,12 +61,14 @@ def sample(
     unet, vae, scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler
     if unet.config.in_channels != vae.config.latent_channels:
         raise ValueError(f"a UNet of {unet.config.in_channels} input channels does not sample from a caption alone")
-    moving = type(unet).__name__ == "UNet3DConditionModel"
+    moving = type(unet).__name__ in ("UNet3DConditionModel", "UNetMotionModel")
     size = unet.config.sample_size
     shape = (len(captions), vae.config.latent_channels, *([frames] if moving else []), size, size)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(unet.device)
     ids = text.token_ids(pipeline.tokenizer, [""] * len(captions) + captions)
     prompts = pipeline.text_encoder(ids.to(unet.device))[0]
+    if type(unet).__name__ == "UNetMotionModel":
+        prompts = per_frame(prompts, frames)
     scheduler.set_timesteps(steps)
     for t in scheduler.timesteps:
         unguided, guided = unet(torch.cat([latents, latents]), t, prompts).sample.chunk(2)
@@ -100,7 +104,8 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="contact sheet (default: toyworld/runs/samples-MODEL.png)")
     arguments = parser.parse_args()
     flow = arguments.model == "flow"
-    reader, sampler, frames = (load_flow, sample_flow, ltx.FRAMES) if flow else (load, sample, world.FRAMES)
+    reader = {"flow": load_flow, "motion": load_motion}.get(arguments.model, load)
+    sampler, frames = (sample_flow, ltx.FRAMES) if flow else (sample, world.FRAMES)
     pipeline = reader(arguments.weights or HERE / "weights" / arguments.model, arguments.device)
     of, judge = (scenes, scene_accuracy) if arguments.model in OF_SCENES else (world, sample_accuracy)
     clips = of.draw(arguments.n, torch.Generator().manual_seed(HELD_OUT_SEED), frames=frames)

@@ -19,15 +19,17 @@ from ..memory import Memory, PlainMemory
 from ..plain_words import in_plain_words
 from .assembly import DType, assemble, dtype_of
 from .loading import frozen_module, read_parts
+from .model_folder import read_json
 from .tensor_file import read_tensors
 from .unet2d import UNet2D
 from .unet_motion import UNetMotion
 
-# The noise levels that all motion modules were trained with; the rest is the image model's.
+# The noise levels that all released motion modules were trained with; the rest is the image model's.
 SCHEDULER = {
     "beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "clip_sample": False,
     "prediction_type": "epsilon", "rescale_betas_zero_snr": False, "timestep_spacing": "leading",
 }  # fmt: skip
+LEVELS = "scheduler_config.json"  # in the folder of one that was trained with others
 POSITIONS = "pos_embed.pe"  # a table of sines, a constant
 NORM = re.compile(r"down_blocks\.(\d+)\.motion_modules\.(\d+)\.(temporal_transformer\.)?norm\.weight")
 LORA = re.compile(
@@ -52,7 +54,8 @@ def load_animatediff(
 
     Args:
         model: a Stable Diffusion 1.x, as `load_backbone` takes it.
-        motion: a motion module: a diffusers folder, a .safetensors, or a .ckpt that holds nothing but tensors.
+        motion: a motion module: a diffusers folder, a .safetensors, or a .ckpt that holds nothing but tensors. A
+            `scheduler_config.json` in the folder states its noise levels; else they are those of the released ones.
         loras: motion LoRAs and their strengths.
 
     Raises:
@@ -61,7 +64,7 @@ def load_animatediff(
     model, motion, memory = Path(model), Path(motion), memory or PlainMemory()
     kind = dtype_of(dtype, memory)
     with in_plain_words(f"'{motion.name}'"):
-        adapter = _read_adapter(motion)
+        adapter, levels = _read_adapter(motion), _levels(motion)
     family, parts = read_parts(model, kind, tokenizer)
     if family.denoiser is not UNet2D:
         raise ValueError(f"'{model.name}' is a video model already: choose a Stable Diffusion 1.x for motion modules")
@@ -69,7 +72,7 @@ def load_animatediff(
     for file, strength in loras:
         with in_plain_words(f"'{file.name}'"):
             network = _with_lora(network, file, strength)
-    parts = replace(parts, network=network, scheduler=parts.scheduler | SCHEDULER)
+    parts = replace(parts, network=network, scheduler=parts.scheduler | levels)
     return assemble(UNetMotion, name or f"{model.name} + {motion.name}", parts, kind, memory, check)
 
 
@@ -102,6 +105,12 @@ def _read_adapter(path: Path) -> nn.Module:
     if path.is_dir():
         return frozen_module(diffusers, "MotionAdapter", path)
     return _released(path)
+
+
+def _levels(motion: Path) -> dict:
+    """What a motion module says of the noise levels that it was trained with."""
+    file = motion / LEVELS
+    return read_json(file, "it states the noise levels") if file.is_file() else SCHEDULER
 
 
 def _released(file: Path) -> nn.Module:

@@ -31,7 +31,7 @@ class UNetMotion(DiffusersUNet):
     def predict(self, evaluation: Evaluation, plan: EditPlan = PLAIN) -> Tensor:
         frames = evaluation.latents.shape[1]
         x = rearrange(evaluation.latents.to(self.device, self.network.dtype), "r f c h w -> r c f h w")
-        told = 1 if _repeats_text() else frames
+        told = 1 if repeats_text() else frames
         text = torch.cat([embedding_for(p, told, self.device, self.network.dtype) for p in evaluation.prompts])
         with tapped(self.network, self, evaluation, plan):
             output = self.running(plan, evaluation)(x, evaluation.label, text, return_dict=False)[0]
@@ -39,7 +39,7 @@ class UNetMotion(DiffusersUNet):
 
 
 @cache
-def _repeats_text() -> bool:
+def repeats_text() -> bool:
     """Whether this diffusers' class repeats a clip's text for its frames, as it did before 0.31, or wants it so."""
     import diffusers
 

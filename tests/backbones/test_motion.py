@@ -11,7 +11,7 @@ from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.diffusers.model_folder import SAFE_TORCH
 from weft.backbones.diffusers.motion import load_animatediff
 from weft.backbones.diffusers.text import prompt_of
-from weft.backbones.diffusers.unet_motion import UNetMotion, _repeats_text
+from weft.backbones.diffusers.unet_motion import UNetMotion, repeats_text
 from weft.backbones.memory import PlainMemory
 from weft.engine.call import Evaluation
 from weft.engine.edit import edit
@@ -108,7 +108,7 @@ def test_the_network_is_given_clips_labels_and_texts_as_diffusers_takes_them(fol
         got = backbone.denoiser.predict(Evaluation(z, 321.0, prompts, (NEGATIVE, POSITIVE)))
         for row in (0, 1):
             text = prompts[row].cond["embedding"].double()
-            text = text if _repeats_text() else text.repeat_interleave(frames, 0)
+            text = text if repeats_text() else text.repeat_interleave(frames, 0)
             out = backbone.denoiser.network(z[row : row + 1].double().movedim(2, 1), 321.0, text).sample
             assert_close(got[row], out.movedim(1, 2)[0].float())
 
@@ -117,7 +117,7 @@ def test_each_frame_may_have_a_text_of_its_own_where_diffusers_takes_them(backbo
     texts = [backbone.text.embed(t) for t in ("a red square", "a blue cross", "a red square")]
     own = prompt_of(torch.cat([t.cond["embedding"] for t in texts]), "each its own", backbone.text.fingerprint)
     z = make_latents()[None]
-    if _repeats_text():
+    if repeats_text():
         with pytest.raises(ValueError, match="the prompt 'each its own' is for 3 frames"):
             backbone.denoiser.predict(Evaluation(z, 321, (own,), (POSITIVE,)))
         return
