@@ -1,6 +1,7 @@
 """Edits of scenes with two things: one of two, both into different targets, remove, add, the background.
 
     python -m weft.benchmarks.toyworld_things run      # every setting on every clip; goes on where it stopped
+    python -m weft.benchmarks.toyworld_things run --only motion    # only those of the image model with its adapter
     python -m weft.benchmarks.toyworld_things table    # rows -> benchmarks/results/toyworld_things.md
     python -m weft.benchmarks.toyworld_things sheet    # some clips -> toyworld_things.jpg
 
@@ -11,14 +12,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..backbones.diffusers.loading import load_backbone
+from ..backbones.diffusers.motion import load_animatediff
+from ..engine.edit import edit
+from ..engine.inversion import invert
 from ..engine.plan import PLAIN, EditPlan, Region
+from ..engine.ports import Backbone
 from ..methods.coupled_flow import CoupledFlow, coupled_edit
+from ..methods.str_match import STRLatentOptimizer
 from ..toyworld import scenes
 from ..toyworld.measure_scenes import measure_scenes
 from ..toyworld.report import contact_sheet
@@ -41,7 +48,9 @@ SHOWN = {
     "psnr_same": ("PSNR of what stays", 1),
     "seconds": ("CPU s", 1),
 }
+STR_STEPS, STR_STRENGTH = 20, 0.5  # the strength is the toy video model's, see toyworld_str; not chosen anew
 NOTHING, CEILING, WORDS, MASKED = "do nothing (the source)", "ceiling", "words alone", "inside a mask"
+STR_MATCH = "STR-Match"
 TITLES = {
     "one of two": "Change one of two",
     "both": "Change both, into different targets",
@@ -58,11 +67,16 @@ class Setting:
     name: str
     section: str  # of TITLES
     clips: int = CLIPS
+    what: str = ""  # WORDS, MASKED or STR_MATCH
+    model: str = "epsilon"  # of MODELS
 
 
 def settings() -> list[Setting]:
-    names = {NOTHING: CLIPS, CEILING: CLIPS, WORDS: FEWER, MASKED: CLIPS}
-    return [Setting(name, kind, clips) for kind in TITLES for name, clips in names.items()]
+    made = []
+    for kind in TITLES:
+        made += [Setting(name, kind, what=name) for name in (NOTHING, CEILING, WORDS, MASKED)]
+        made += [Setting(f"{what}, motion", kind, what=what, model="motion") for what in (WORDS, MASKED)]
+    return [*made, Setting(f"{STR_MATCH}, motion", "one of two", FEWER, STR_MATCH, "motion")]
 
 
 @dataclass(frozen=True)
@@ -94,38 +108,49 @@ def frames_of(scene: Scenes) -> Tensor:
     return scenes.render(scene)[0][0].movedim(1, -1)
 
 
+MODELS = {
+    "epsilon": lambda: load_backbone(WEIGHTS / "epsilon", name="toyworld/epsilon"),
+    "motion": lambda: load_animatediff(WEIGHTS / "epsilon", WEIGHTS / "motion", name="toyworld/motion"),
+}
+
+
 class Bench:
     """Runs settings on pairs."""
 
     def __init__(self):
-        self.backbone = load_backbone(WEIGHTS / "epsilon", name="toyworld/epsilon")
+        self.backbone = cache(lambda model: MODELS[model]())
 
-    def plan(self, pair: Pair) -> EditPlan:
+    def plan(self, pair: Pair, backbone: Backbone) -> EditPlan:
         """One region: the sprites that change, or all but the sprites; its prompt is the whole target, as prompts of
         each sprite alone made the other one vanish where they overlap."""
-        prompt = self.backbone.text.embed(scenes.captions(pair.target)[0])
+        prompt = backbone.text.embed(scenes.captions(pair.target)[0])
         if not pair.changed:
             sprites = (scenes.visible(pair.source)[0] > 0.5).any(0).float()
             return PLAIN.with_region(Region(prompt, mask=1 - sprites))
         return PLAIN.with_region(Region(prompt, mask=torch.stack([pair.mask(k) for k in pair.changed]).amax(0)))
 
-    def frames(self, pair: Pair, name: str) -> Tensor:
+    def frames(self, pair: Pair, setting: Setting) -> Tensor:
         """[F, H, W, 3] in 0..1: the edit."""
-        codec, embed = self.backbone.codec, self.backbone.text.embed
+        backbone = self.backbone(setting.model)
+        codec, embed = backbone.codec, backbone.text.embed
         clean = codec.encode(frames_of(pair.source))
         source, target = (embed(scenes.captions(s)[0]) for s in (pair.source, pair.target))
-        plan = self.plan(pair) if name == MASKED else PLAIN
+        if setting.what == STR_MATCH:
+            trajectory = invert(backbone, clean, source, steps=STR_STEPS)
+            plan = PLAIN.then(STRLatentOptimizer(strength=STR_STRENGTH))
+            return codec.decode(edit(backbone, trajectory, target, guidance=GUIDANCE, plan=plan, negative=embed("")))
+        plan = self.plan(pair, backbone) if setting.what == MASKED else PLAIN
         how = {"solver": COUPLED, "steps": STEPS, "guidance": GUIDANCE, "plan": plan}
-        return codec.decode(coupled_edit(self.backbone, clean, source, target, **how))
+        return codec.decode(coupled_edit(backbone, clean, source, target, **how))
 
     def row(self, setting: Setting, clip: int) -> dict[str, float]:
         pair = Pair.of(setting.section, clip)
         if setting.name == CEILING:
-            return figures(through_vae(self.backbone, frames_of(pair.target)), pair)
+            return figures(through_vae(self.backbone("epsilon"), frames_of(pair.target)), pair)
         if setting.name == NOTHING:
             return figures(frames_of(pair.source), pair)
         start = time.process_time()
-        frames = self.frames(pair, setting.name)
+        frames = self.frames(pair, setting)
         return {"seconds": time.process_time() - start} | figures(frames, pair)
 
 
@@ -157,11 +182,11 @@ a thing is in full sight; what stays is all that the true edit does not touch.
 
 
 def sheet() -> None:
-    """A clip of each kind: the source, both settings, the truth."""
+    """A clip of each kind: the source, every setting, the truth."""
     bench, rows, labels = Bench(), [], []
     for kind in TITLES:
         pair = Pair.of(kind, 0)
-        made = {name: bench.frames(pair, name) for name in (WORDS, MASKED)}
+        made = {s.name: bench.frames(pair, s) for s in settings() if s.section == kind and s.what in (WORDS, MASKED)}
         shown = {"source": frames_of(pair.source), **made, "truth": frames_of(pair.target)}
         rows += [clip[::2] for clip in shown.values()]
         labels += [f"{kind}: {name}" for name in shown]

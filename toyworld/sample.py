@@ -27,6 +27,7 @@ from .measure import sample_accuracy
 from .measure_scenes import scene_accuracy
 from .motion_model import load_motion, per_frame
 from .report import bootstrap_interval, contact_sheet
+from .steadiness import steadiness
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT_SEED = 4321  # the models are trained on seed 1234
@@ -107,7 +108,7 @@ def main() -> None:
     reader = {"flow": load_flow, "motion": load_motion}.get(arguments.model, load)
     sampler, frames = (sample_flow, ltx.FRAMES) if flow else (sample, world.FRAMES)
     pipeline = reader(arguments.weights or HERE / "weights" / arguments.model, arguments.device)
-    of, judge = (scenes, scene_accuracy) if arguments.model in OF_SCENES else (world, sample_accuracy)
+    of, judges = (scenes, (scene_accuracy, steadiness)) if arguments.model in OF_SCENES else (world, (sample_accuracy,))
     clips = of.draw(arguments.n, torch.Generator().manual_seed(HELD_OUT_SEED), frames=frames)
     captions = of.captions(clips)
     video = torch.cat(
@@ -120,7 +121,7 @@ def main() -> None:
     )
     sheet = arguments.sheet or HERE / "runs" / f"samples-{arguments.model}.png"
     contact_sheet(list(video[:SHEET_ROWS]), sheet, labels=captions[:SHEET_ROWS])
-    print(table(judge(video, clips)))
+    print(table({name: values for judge in judges for name, values in judge(video, clips).items()}))
     print(f"\n`{shlex.join(['python', '-m', 'weft.toyworld.sample', *sys.argv[1:]])}` on {arguments.device}")
     print(f"contact sheet: {sheet}")
 

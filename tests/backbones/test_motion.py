@@ -188,6 +188,19 @@ def test_a_motion_module_in_a_file_makes_what_diffusers_makes(tmp_path, checkpoi
     assert schedule.signal[-1] ** 2 == pytest.approx(torch.cumprod(1 - linear, 0)[981].item(), rel=1e-4)
 
 
+def test_a_folder_may_state_the_noise_levels_of_its_motion_module(tmp_path, checkpoint, words):
+    from diffusers import DDIMScheduler
+
+    adapter_of("v3").save_pretrained(tmp_path / "motion")
+    stated = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.001, beta_end=0.01, steps_offset=1)
+    stated.save_pretrained(tmp_path / "motion")
+    signal = load(checkpoint, tmp_path / "motion", words).denoiser.schedule(50).signal[-1]
+    assert signal**2 == pytest.approx(stated.alphas_cumprod[981].item(), rel=1e-4)
+    (tmp_path / "motion" / "scheduler_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"scheduler_config.json' is not the config of a model"):
+        load(checkpoint, tmp_path / "motion", words)
+
+
 def test_a_folder_of_stable_diffusion_does_as_well(tmp_path, words):
     folder = make_folder(tmp_path / "sd", kind="image", blocks=("CrossAttnDownBlock3D",) * 2 + ("DownBlock3D",))
     adapter_of("v3").save_pretrained(tmp_path / "motion")

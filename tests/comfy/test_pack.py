@@ -78,6 +78,8 @@ def test_every_node_and_input_is_explained(ours):
 def test_models_are_found_in_both_places(ours):
     _, details = ours["WeftLoadModel"]["input"]["required"]["model"]
     assert {"toyworld/video", "tiny", "twin"} <= set(details["options"])
+    _, details = ours["WeftLoadAnimateDiff"]["input"]["required"]["motion_module"]
+    assert "toyworld/motion" in details["options"]
 
 
 @pytest.mark.parametrize("name", sorted(NODES))

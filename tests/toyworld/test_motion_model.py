@@ -14,7 +14,7 @@ from weft.engine.plan import PLAIN
 from weft.methods.coupled_flow import CoupledFlow, coupled_edit
 from weft.methods.str_match import STRLatentOptimizer
 from weft.tests.conftest import ROOT
-from weft.toyworld import motion_model, sample, scenes, train
+from weft.toyworld import motion_model, sample, scenes, train, training
 from weft.toyworld.training import SCHEDULER, Recipe
 
 SHIPPED = ROOT / "toyworld" / "weights"
@@ -32,6 +32,7 @@ def trained(tmp_path_factory):
     for name in ("epsilon", "crisp"):
         (out / name).symlink_to(SHIPPED / name)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(motion_model, "BATCH", 1)
         patch.setattr(scenes, "draw", lambda n, *a, **k: draw(min(n, 4), *a, **k))
         train.MODELS["motion"](RECIPE, tmp_path_factory.mktemp("runs"), out, clips=4)
     return out
@@ -111,8 +112,6 @@ def test_what_is_not_there_says_how_to_make_it(tmp_path):
 
 
 def test_a_stopped_run_ends_where_an_unbroken_one_does(trained, tmp_path, monkeypatch):
-    from weft.toyworld import training
-
     class Stopped(Exception):
         pass
 
@@ -127,6 +126,7 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(trained, tmp_path, monkey
 
     draw, weight = scenes.draw, motion_model.sprite_weight
     monkeypatch.setattr(scenes, "draw", lambda n, *a, **k: draw(min(n, 4), *a, **k))
+    monkeypatch.setattr(motion_model, "BATCH", 1)
     monkeypatch.setattr(motion_model, "save_adapter", lambda *_: None)
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
     unbroken = run("unbroken")

@@ -15,6 +15,7 @@ from weft.toyworld import (
     instruct_model,
     losses,
     models,
+    motion_model,
     sample,
     scenes,
     train,
@@ -39,6 +40,7 @@ def small():
         patch.setattr(image_model, "BATCH", dict.fromkeys(image_model.BATCH, 4))
         patch.setattr(video_model, "BATCH", dict.fromkeys(video_model.BATCH, 4))
         patch.setattr(instruct_model, "BATCH", 4)
+        patch.setattr(motion_model, "BATCH", 2)
         patch.setattr(flow_vae, "BATCH", 2)
         patch.setattr(flow_vae, "POOL", 8)
         patch.setattr(flow_model, "BATCH", 2)
@@ -124,6 +126,7 @@ def test_scenes_are_sampled_and_judged_as_scenes(folders, tmp_path, monkeypatch,
     sample.main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("| count_right |")
+    assert any(line.startswith("| flicker |") for line in lines)
     assert (tmp_path / "s.png").stat().st_size > 0
 
 
