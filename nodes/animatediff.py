@@ -54,8 +54,8 @@ class WeftLoadAnimateDiff(io.ComfyNode):
                 io.Combo.Input(
                     "motion_module",
                     options=list(motion_modules()) or [NO_MOTION],
-                    tooltip=f"AnimateDiff v1, v2 or v3 in models/{MOTION}: a file, or a diffusers folder. toyworld/motion is "
-                    "for toyworld/epsilon.",
+                    tooltip=f"AnimateDiff v1, v2 or v3 in models/{MOTION}: a file, or a diffusers folder. "
+                    "toyworld/motion is for toyworld/epsilon.",
                 ),
                 dtype_input(),
                 io.Combo.Input(

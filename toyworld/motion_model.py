@@ -114,8 +114,8 @@ def motion_loss(network, prompts: Tensor, recipe: Recipe, data: tuple[Tensor, Te
     """The loss on the noise of clips.
 
     Frames must agree on a picture while there is much noise; later the image model sees it in each. So noisy levels are
-    drawn more often, in proportion to their number, and an error counts by one over the share of signal, `LIFT` at most:
-    by what it does to the picture.
+    drawn more often, in proportion to their number, and errors count as those of v: by one over the share of signal, but
+    at most by `LIFT`.
     """
     latents, cells, _ = data
     alpha_bar = alpha_bars()

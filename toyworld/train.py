@@ -9,7 +9,7 @@
     python -m weft.toyworld.train crisp      # the VAE on, with two sprites: a VAE beside it
     python -m weft.toyworld.train things     # the video model on, with none, one or two sprites: a model beside it
     python -m weft.toyworld.train epsilon    # the image model on, to predict the noise: a model beside it
-    python -m weft.toyworld.train motion     # motion modules for that one, which make it a video model: AnimateDiff's way
+    python -m weft.toyworld.train motion     # motion modules for that one, which make it a video model (AnimateDiff)
     python -m weft.toyworld.train flow_vae   # frames <-> latents of a small LTX-Video; on its own
     python -m weft.toyworld.train flow       # its transformer, which hears the video model's text encoder
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
