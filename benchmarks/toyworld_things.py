@@ -31,7 +31,7 @@ from ..toyworld.measure_scenes import measure_scenes
 from ..toyworld.report import contact_sheet
 from ..toyworld.scenes import Scenes
 from .cases import CLIPS, WEIGHTS, through_vae
-from .rows import Rows, arguments, head, line, origin
+from .rows import Rows, arguments, difference, head, line, origin
 
 ROWS = Rows("toyworld_things")
 FIRST_SEED = 70_000  # clips 100 and up are for choosing numbers; no table counts them
@@ -161,21 +161,27 @@ def figures(frames: Tensor, pair: Pair) -> dict[str, float]:
 
 def table() -> str:
     numbers = {"clips": CLIPS, "seed": FIRST_SEED, "steps": STEPS, "guidance": GUIDANCE, "grow": GROW}
+    numbers |= {"str_steps": STR_STEPS, "strength": STR_STRENGTH}
     groups, lines = ROWS.groups(), [HEADER.format(**numbers, **origin())]
     for kind, title in TITLES.items():
         made = [s for s in settings() if s.section == kind and (kind, s.name) in groups]
         lines += [f"\n## {title}\n", *head(SHOWN)]
         lines += [line(s.name, groups[kind, s.name].values(), SHOWN) for s in made]
+        for what in (WORDS, MASKED):
+            mine, base = (groups.get((kind, name), {}) for name in (f"{what}, motion", what))
+            lines += difference(f"{what}: motion less frame by frame", mine, base, SHOWN)
     return "\n".join(lines) + "\n"
 
 
 HEADER = """# Edits of scenes with two things
 
 Up to {clips} held-out clips a kind, as `n` says (seeds {seed} and up, one each). Model `toyworld/epsilon`, an image
-model that predicts epsilon and takes each frame by itself, in float32 on a CPU; coupled flow without an inversion,
-{steps} noise levels, guidance {guidance:g}, the source's 1, an empty negative prompt. {date}, commit {commit}.
-Commands: `python -m weft.benchmarks.toyworld_things run`, then `table`. Each cell is a mean [95 % bootstrap interval of
-the mean over clips]. CPU seconds with encoding and decoding, in one thread beside much other work. A mask is where the
+model that predicts epsilon and takes each frame by itself, and, where a row says motion, the same with its motion adapter
+`toyworld/motion`; in float32 on a CPU. Coupled flow without an inversion, {steps} noise levels, guidance {guidance:g}, the
+source's 1, an empty negative prompt; STR-Match with {str_steps} steps, the strength {strength:g} of the toy video model, the
+same guidance and negative. {date}, commit {commit}. Commands: `python -m weft.benchmarks.toyworld_things run`, then
+`table`. Each cell is a mean [95 % bootstrap interval of the mean over clips]; of a difference, over the clips that both
+have. CPU seconds with encoding and decoding, in one thread beside much other work. A mask is where the
 old or the new sprites are, grown by {grow} pixels; of the background, all but the sprites. Shape counts in frames where
 a thing is in full sight; what stays is all that the true edit does not touch.
 """

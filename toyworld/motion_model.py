@@ -114,8 +114,8 @@ def motion_loss(network, prompts: Tensor, recipe: Recipe, data: tuple[Tensor, Te
     """The loss on the noise of clips.
 
     Frames must agree on a picture while there is much noise; later the image model sees it in each. So noisy levels are
-    drawn more often, in proportion to their number, and errors count as those of v: by one over the share of signal, but
-    at most by `LIFT`.
+    drawn more often, in proportion to their number, and errors count as those of v: by one over the share of signal, at
+    most by `LIFT`. To the end a sprite counts 5 times: where it is next is what is hard.
     """
     latents, cells, _ = data
     alpha_bar = alpha_bars()
@@ -130,7 +130,7 @@ def motion_loss(network, prompts: Tensor, recipe: Recipe, data: tuple[Tensor, Te
         t = (1000 * (stratified_timesteps(BATCH, generator) / 1000).sqrt()).long()
         noise = torch.randn(x.shape, generator=generator)
         noised, _ = add_noise(x, t, noise, alpha_bar)
-        counts = (1 / alpha_bar[t]).clamp(max=LIFT).view(-1, 1, 1, 1, 1) * sprite_weight(m, step, recipe.steps)
+        counts = (1 / alpha_bar[t]).clamp(max=LIFT).view(-1, 1, 1, 1, 1) * sprite_weight(m, 0, recipe.steps)
         told = per_frame(prompts[caption, prefix], x.shape[2])
         noised, noise, counts, t, told = (a.to(recipe.device) for a in (noised, noise, counts, t, told))
         squared = (network(noised, t, told).sample - noise).square()

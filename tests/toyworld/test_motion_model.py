@@ -116,24 +116,25 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(trained, tmp_path, monkey
     class Stopped(Exception):
         pass
 
-    def stops(cells, step, steps):
-        if step == 3:
+    def stops(*arguments):
+        left.pop()
+        if not left:
             raise Stopped
-        return weight(cells, step, steps)
+        return noised(*arguments)
 
     def run(label):
         train.MODELS["motion"](replace(RECIPE, steps=4, ema=0.9), tmp_path / label, trained, clips=4)
         return torch.load(tmp_path / label / "motion.pt", weights_only=True)
 
-    draw, weight = scenes.draw, motion_model.sprite_weight
+    draw, noised, left = scenes.draw, motion_model.add_noise, [*range(4)]  # it stops in its fourth step
     monkeypatch.setattr(scenes, "draw", lambda n, *a, **k: draw(min(n, 4), *a, **k))
     monkeypatch.setattr(motion_model, "BATCH", 1)
     monkeypatch.setattr(motion_model, "save_adapter", lambda *_: None)
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
     unbroken = run("unbroken")
-    monkeypatch.setattr(motion_model, "sprite_weight", stops)
+    monkeypatch.setattr(motion_model, "add_noise", stops)
     with pytest.raises(Stopped):
         run("stopped")
-    monkeypatch.setattr(motion_model, "sprite_weight", weight)
+    monkeypatch.setattr(motion_model, "add_noise", noised)
     resumed = run("stopped")
     assert all(torch.equal(a, b) for a, b in zip(unbroken["average"], resumed["average"], strict=True))
