@@ -182,7 +182,7 @@ adapter `toyworld/motion`; in float32 on a CPU. Coupled flow without an inversio
 video model's), the same guidance and negative. {date}, commit {commit}.
 Commands: `python -m weft.benchmarks.toyworld_things run`, then `table`. Each cell is a mean [95 % bootstrap interval of
 the mean over clips]; of a difference, over the clips that both have. CPU seconds with encoding and decoding, in one
-thread beside much other work. A mask is where the old or the new sprites are, grown by {grow} pixels; of the background,
+thread beside much other work. A mask is where the old or the new sprites are, grown by {grow} pixels; of a background
 all but the sprites. Shape counts in frames where a thing is in full sight; what stays is all that the true edit leaves.
 """
 

@@ -1,4 +1,4 @@
-"""Trains the motion adapter, which makes a video model of the image model `epsilon`: the run `motion`.
+"""Trains the motion adapter, which makes a video model of the image model `epsilon`: the runs `motion` and `paths`.
 
 As in AnimateDiff (Guo et al. 2024): motion modules, temporal attention at each pixel, go after the layers of the image
 network, which stays as it is; they alone are trained, on clips, with the image model's own noise levels. Their last
@@ -62,6 +62,18 @@ def train_motion(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> N
     network = make_network(unet, make_adapter())
     data = scene_set(out / CRISP, runs, clips, recipe.device)
     train("motion", [network], motion_loss(network, hearing(out, data[2]), recipe, data), recipe, runs)
+    save_adapter(network, out / "motion")
+
+
+def train_paths(recipe: Recipe, runs: Path, out: Path, clips: int = CLIPS) -> None:
+    """The adapter on, with sprites in every clip: backgrounds hold still by now, and where a sprite goes is learned
+    last."""
+    torch.manual_seed(recipe.seed)
+    network = load_motion(out / "motion").unet
+    data = scene_set(out / CRISP, runs, clips, recipe.device)
+    kept = data[1].flatten(1).any(1).nonzero()[:, 0]
+    moving = data[0][kept], data[1][kept], [data[2][k] for k in kept.tolist()]
+    train("paths", [network], motion_loss(network, hearing(out, moving[2]), recipe, moving), recipe, runs)
     save_adapter(network, out / "motion")
 
 

@@ -10,6 +10,7 @@
     python -m weft.toyworld.train things     # the video model on, with none, one or two sprites: a model beside it
     python -m weft.toyworld.train epsilon    # the image model on, to predict the noise: a model beside it
     python -m weft.toyworld.train motion     # motion modules for that one, which make it a video model (AnimateDiff)
+    python -m weft.toyworld.train paths      # and on, with sprites in every clip
     python -m weft.toyworld.train flow_vae   # frames <-> latents of a small LTX-Video; on its own
     python -m weft.toyworld.train flow       # its transformer, which hears the video model's text encoder
     python -m weft.toyworld.train instruct   # 8-channel UNet2DConditionModel (InstructPix2Pix), from the image model
@@ -37,7 +38,7 @@ from .flow_vae import train_flow_vae
 from .image_model import train_detail, train_epsilon, train_image
 from .instruct_model import train_instruct
 from .judge import train_judge
-from .motion_model import train_motion
+from .motion_model import train_motion, train_paths
 from .sam import train_clicks, train_sam
 from .training import Recipe
 from .vae import train_crisp, train_vae
@@ -54,7 +55,8 @@ RECIPES = {
     "crisp": Recipe(steps=5000, peak_rate=2e-3, weight_decay=1e-4, warmup=50, ema=0.995, seed=10),
     "things": Recipe(steps=4000, peak_rate=1e-3, warmup=50, ema=0.99, seed=8),
     "epsilon": Recipe(steps=5000, peak_rate=1.5e-3, warmup=50, seed=9),
-    "motion": Recipe(steps=4000, peak_rate=2e-3, warmup=50, ema=0.99, seed=13),
+    "motion": Recipe(steps=1000, peak_rate=2e-3, warmup=50, ema=0.99, seed=13),
+    "paths": Recipe(steps=400, peak_rate=2e-3, warmup=20, ema=0.99, seed=14),
     "flow_vae": Recipe(steps=8000, peak_rate=3e-3, weight_decay=1e-4, ema=0.995, seed=11),
     "flow": Recipe(steps=12000, peak_rate=1e-3, warmup=300, ema=0.999, seed=12),
     "instruct": Recipe(steps=1500, peak_rate=1.5e-3, seed=4),
@@ -74,6 +76,7 @@ MODELS = {
     "things": train_things,
     "epsilon": train_epsilon,
     "motion": train_motion,
+    "paths": train_paths,
     "flow_vae": train_flow_vae,
     "flow": train_flow,
     "instruct": train_instruct,
