@@ -30,6 +30,7 @@ from ..toyworld import scenes
 from ..toyworld.measure_scenes import measure_scenes
 from ..toyworld.report import contact_sheet
 from ..toyworld.scenes import Scenes
+from ..toyworld.steadiness import steadiness
 from .cases import CLIPS, WEIGHTS, through_vae
 from .rows import Rows, arguments, difference, head, line, origin
 
@@ -46,6 +47,7 @@ SHOWN = {
     "shape_accuracy": ("shape", 2),
     "psnr_truth": ("PSNR to truth", 1),
     "psnr_same": ("PSNR of what stays", 1),
+    "flicker": ("flicker", 1),
     "seconds": ("CPU s", 1),
 }
 STR_STEPS, STR_STRENGTH = 20, 0.5  # the strength is the toy video model's, see toyworld_str; not chosen anew
@@ -156,6 +158,7 @@ class Bench:
 
 def figures(frames: Tensor, pair: Pair) -> dict[str, float]:
     measured = measure_scenes(frames.movedim(-1, 1)[None], pair.source, pair.target)
+    measured["flicker"] = steadiness(frames.movedim(-1, 1)[None], pair.target)["flicker"]
     return {name: value.item() for name, value in measured.items() if not value.isnan().any()}
 
 
@@ -184,6 +187,7 @@ Commands: `python -m weft.benchmarks.toyworld_things run`, then `table`. Each ce
 the mean over clips]; of a difference, over the clips that both have. CPU seconds with encoding and decoding, in one
 thread beside much other work. A mask is where the old or the new sprites are, grown by {grow} pixels; of a background
 all but the sprites. Shape counts in frames where a thing is in full sight; what stays is all that the true edit leaves.
+Flicker is how much a background pixel changes from one frame to the next, in 255ths; earlier rows do not have it.
 """
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
 
 from weft.backbones.diffusers.motion import load_animatediff
 from weft.backbones.memory import PlainMemory
@@ -27,14 +28,15 @@ def image_unet():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of weights after two steps of the run `motion`, on a few scenes."""
-    out, draw = tmp_path_factory.mktemp("weights"), scenes.draw
+    """The folder of weights after two steps of each run, on a few scenes."""
+    out, runs, draw = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("runs"), scenes.draw
     for name in ("epsilon", "crisp"):
         (out / name).symlink_to(SHIPPED / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(motion_model, "BATCH", 1)
         patch.setattr(scenes, "draw", lambda n, *a, **k: draw(min(n, 4), *a, **k))
-        train.MODELS["motion"](RECIPE, tmp_path_factory.mktemp("runs"), out, clips=4)
+        for run in ("motion", "paths"):
+            train.MODELS[run](RECIPE, runs, out, clips=4)
     return out
 
 
@@ -71,6 +73,12 @@ def test_only_motion_modules_are_trained_and_the_folder_is_small(trained):
     assert all(v.any() for v in last)  # they were zero
     file = trained / "motion" / "diffusion_pytorch_model.safetensors"
     assert file.stat().st_size < 2**20
+
+
+def test_the_shipped_one_is_small_and_in_half_precision():
+    tensors = load_file(SHIPPED / "motion" / "diffusion_pytorch_model.safetensors")
+    assert sum(t.nbytes for t in tensors.values()) < 3 * 2**20
+    assert {t.dtype for t in tensors.values()} == {torch.float16}
 
 
 def test_it_loads_as_animatediff_with_the_image_models_noise_levels(backbone):
