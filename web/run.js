@@ -109,9 +109,10 @@ class RunView {
     if (most > least) context.fillText(+least.toPrecision(4), left - 3, top + height);
     context.beginPath();
     values.forEach((v, i) => context.lineTo(left + this.share(i) * width, top + height - 3 - ((scale(v) - low) / range) * (height - 6)));
-    Object.assign(context, { strokeStyle: color, fillStyle: color, lineWidth: 1.5, textAlign: "left" });
+    Object.assign(context, { strokeStyle: color, fillStyle: color, lineWidth: 1.5 });
     context.stroke();
-    context.fillText(`${name.replace("_", " ")} ${+values.at(-1).toPrecision(4)}`, left + 4, top + 11);
+    // At the right, as most curves fall.
+    context.fillText(`${name.replace("_", " ")} ${+values.at(-1).toPrecision(4)}`, left + width - 4, top + 11);
   }
 
   share(i) {
