@@ -11,7 +11,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..tiles import computing_dtype, row_tiles, tile_budget
 from .reference import directions
@@ -25,12 +24,13 @@ def em_sums_chunked(
     rows, count, _ = bases.shape
     work = computing_dtype(tokens.dtype)
     toward = directions(bases, temperature, eps, work).mT
-    sums = torch.zeros(rows, count, values.shape[-1] + 1, dtype=work, device=tokens.device)
+    sums = torch.zeros(rows, count, values.shape[-1], dtype=work, device=tokens.device)
+    mass = sums.new_zeros(rows, count)
     least = torch.finfo(work).tiny * MARGIN
     for some in row_tiles(tokens.shape[1], rows * count, tile_budget(tokens.device)):
         logits = torch.bmm(tokens[:, some].to(work), toward)
-        z = torch.maximum(logits, logits.detach().amax(-1, keepdim=True) + math.log(least)).softmax(-1)
-        # with ones beside the values, the sum over Z comes along with the products
-        sums = torch.baddbmm(sums, z.mT, pad(values[:, some].to(work), (0, 1), value=1.0))
-    sums = torch.where(sums[..., -1:] > 2 * least * tokens.shape[1], sums, 0.0)
-    return sums[..., :-1], sums[..., -1]
+        z = logits.clamp_(min=logits.detach().amax(-1, keepdim=True) + math.log(least)).softmax(-1)
+        sums = sums.baddbmm_(z.mT, values[:, some].to(work))
+        mass = mass.add_(z.sum(1))
+    held = mass > 2 * least * tokens.shape[1]
+    return torch.where(held[..., None], sums, 0.0), torch.where(held, mass, 0.0)
