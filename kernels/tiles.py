@@ -13,7 +13,7 @@ def tile_budget(device: torch.device) -> int:
 
 
 def gather_budget(device: torch.device) -> int:
-    """Numbers gathered or compared at once: 2 MB of float32 (8 MB is an eighth slower), on a GPU 256 MB: few launches."""
+    """Numbers gathered or compared at once: 2 MB of float32 (8 MB is slower), and on a GPU 256 MB: few launches."""
     return 2**19 if device.type == "cpu" else 2**26
 
 

@@ -44,8 +44,8 @@ def gathered(tokens: Tensor, index: Tensor) -> Tensor:
 
 def logits(q: Tensor, keys: Tensor, scale: float) -> Tensor:
     """[R M H L] of q [R H M D] and gathered keys [R M L C]."""
-    q = q.to(keys.dtype).transpose(1, 2) * scale  # [R M H D] -> [R M H C], zero but for a head's own channels
-    apart = q[:, :, :, None] * torch.eye(q.shape[2], dtype=q.dtype, device=q.device)[..., None]
+    q = q.to(keys.dtype).transpose(1, 2)  # [R M H D] -> [R M H C], zero but for a head's own channels
+    apart = q[:, :, :, None] * torch.eye(q.shape[2], dtype=q.dtype, device=q.device).mul_(scale)[..., None]
     return apart.flatten(3) @ keys.mT
 
 
