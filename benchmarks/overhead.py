@@ -3,11 +3,13 @@
     python -m weft.benchmarks.overhead    # -> benchmarks/results/overhead.md
 
 evaluations   the network as the method asks for it (rows, frames, gradients), without the method
-own products  the matrix products, attention and softmax that a step has beside those of these evaluations
+own products  the matrix products, attention, softmax, searches and sums that a step has beside those of these
+              evaluations, timed where they stand in it
 rest          what is left of the step
 
 All in one run, on one thread, in processor time, and the least of many tries: other work on the machine can only add.
-Methods take turns, so that a slow minute meets all of them.
+Methods take turns, so that a slow minute meets all of them. Memory that was freed is kept: by itself the C library
+gives it back to the system or not, as it lies, and taking it anew is up to a twentieth of a step.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from .cases import WEIGHTS, Case, frames_of
 from .gpu.models import WORDS, Size, image_model, video_model
 from .kernels import cpu_name
 from .rows import RESULTS, origin
-from .split import Asked, Done, Listening, Product, Products, Steps, least
+from .split import Asked, Done, Listening, Product, Products, Steps, keep_memory, least, matrix_rate
 
 STEPS = 20  # of a run, of which three are taken
 MIDDLE = Size(6, (24, 24), (16, 24), (48, 96, 192, 192), (16, 16, 16, 16), 64, 16, 0, heads=2, head=24)
@@ -60,6 +62,7 @@ class Method:
     run: Callable[[Monitor], object]
     step: float = float("inf")  # seconds, the least so far
     asked: list[Asked] = field(default_factory=list)
+    seconds: dict[tuple, float] = field(default_factory=dict)  # of what it asked, tried as often and beside its steps
     own: Counter[Product] = field(default_factory=Counter)  # less where the evaluations alone have more
 
 
@@ -72,7 +75,7 @@ class Stage:
         embed = backbone.text.embed
         self.source, self.target, self.empty = embed(source), embed(target), embed("")
         self.methods: list[Method] = []
-        self.seconds: dict[tuple, float] = {}  # of evaluations, the least so far
+        self.prices: dict[Product, float] = {}  # seconds of products, the least so far
 
     def edit(self, name: str, plan: EditPlan = PLAIN, solver=None) -> None:
         make = source_of if solver else add_noise
@@ -91,7 +94,7 @@ class Stage:
         self.methods.append(Method(name, run))
 
     def look(self, method: Method) -> None:
-        """What one step asks of the network, and what it multiplies beside that."""
+        """What one step asks of the network, what it multiplies beside that, and how long each product takes there."""
         products, self.ears.asked = Products(), []
 
         def look(begins: bool) -> None:
@@ -105,6 +108,8 @@ class Stage:
                 self.evaluate(asked)
         method.own = Counter(products.count)
         method.own.subtract(plain.count)
+        for product, seconds in [*products.prices().items(), *plain.prices().items()]:
+            self.prices[product] = min(self.prices.get(product, seconds), seconds)
 
     @torch.no_grad()
     def evaluate(self, asked: Asked) -> None:
@@ -113,20 +118,22 @@ class Stage:
     def round(self) -> None:
         """Every method and every evaluation once more."""
         for method in self.methods:
+            self.look(method)
             steps = Steps()
             gc.collect()
             _until_done(method, steps)
             method.step = min(method.step, *steps.seconds)
             for asked in method.asked:
-                seconds = least(lambda a=asked: self.evaluate(a), 0.0)
-                self.seconds[asked.alike] = min(self.seconds.get(asked.alike, seconds), seconds)
+                tries = [method.seconds.get(asked.alike, float("inf"))]
+                tries += [least(lambda a=asked: self.evaluate(a), 0.0) for _ in steps.seconds]
+                method.seconds[asked.alike] = min(tries)
 
-    def lines(self, prices: dict[Product, float]) -> list[str]:
+    def lines(self) -> list[str]:
         plain = {}
         lines = [f"## {self.title}", "", f"| {COLUMNS} |", "|---|" + "--:|" * COLUMNS.count("|")]
         for method in self.methods:
-            evaluations = sum(self.seconds[asked.alike] for asked in method.asked)
-            own = sum(count * prices[product] for product, count in method.own.items() if count)
+            evaluations = sum(method.seconds[asked.alike] for asked in method.asked)
+            own = sum(count * self.prices[product] for product, count in method.own.items())
             rest = method.step - evaluations - own
             kind = method.name.startswith("inversion")
             plain.setdefault(kind, method.step)
@@ -206,12 +213,6 @@ def _size(latents: torch.Tensor) -> str:
     return "x".join(map(str, latents.shape[-2:]))
 
 
-def matrix_rate() -> float:
-    """Flops a second of a large product."""
-    a = torch.randn(1024, 1024)
-    return 2 * 1024**3 / least(lambda: a @ a, 1.0)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -222,18 +223,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "overhead.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     lines = []
     for number in options.stage:
         stage = stages()[number]()
         stage.methods = [
             m for m in stage.methods if re.search(options.only, m.name) or m.name in ("plain edit", "inversion")
         ]
-        for method in stage.methods:
-            stage.look(method)
         for _ in range(options.rounds):
             stage.round()
-        products = {product for method in stage.methods for product, count in method.own.items() if count}
-        lines += ["", *stage.lines({product: product.seconds() for product in products})]
+        lines += ["", *stage.lines()]
         print("\n".join(lines[-len(stage.methods) - 5 :]), file=sys.stderr, flush=True)
         options.out.write_text("\n".join([header(), *lines]) + "\n")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class Lists:
 
     index: Tensor  # [M L] integers in [-1, tokens), int32 from here on; -1 is padding
     tokens: int
+    full: bool = field(init=False, default=True)  # no padding
 
     def __post_init__(self):
         if self.index.ndim != 2 or self.index.dtype not in (torch.int32, torch.int64):
@@ -30,13 +31,14 @@ class Lists:
             least, most = torch.stack(self.index.aminmax()).tolist()
             if least < -1 or most >= self.tokens:
                 raise ValueError(f"index must lie in [-1, {self.tokens}), but holds {least if least < -1 else most}")
+            object.__setattr__(self, "full", least >= 0)
         object.__setattr__(self, "index", self.index.int().contiguous())
 
     def to(self, device: torch.device) -> Lists:
         """The same on a device, where they need no checking again."""
         moved = object.__new__(Lists)
-        object.__setattr__(moved, "index", self.index.to(device))
-        object.__setattr__(moved, "tokens", self.tokens)
+        for name, value in {**vars(self), "index": self.index.to(device)}.items():
+            object.__setattr__(moved, name, value)
         return moved
 
     def require(self, q: Tensor, k: Tensor) -> None:

@@ -133,7 +133,8 @@ class STEMAttention(Control):
     def _bases_of_heads(self, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """(keys, values [R, H, K, D], mass [R or 1, H, K])"""
         k, v = (rearrange(x, "r f h m d -> r h (f m) d") for x in (call.k, call.v))
-        read = rearrange(call.source.k, "r f h m d -> r h (f m) d") if self.shared else k
+        k = k.contiguous()  # once, and not at every round
+        read = rearrange(call.source.k, "r f h m d -> r h (f m) d").contiguous() if self.shared else k
         (keys, values), mass = self._summed_up(read, (k, v), call)
         return keys, values, mass
 
@@ -156,12 +157,13 @@ class STEMAttention(Control):
 
     def _estimated(self, tokens: Tensor, call: Call) -> Tensor:
         """The bases [R or 1, ..., K, D] that go into the last round."""
-        bases = self._start(tokens, generator_for(self.seed, call.run.step, call.site.layer))
+        start = self._start(tokens, generator_for(self.seed, call.run.step, call.site.layer))
+        tokens, bases = (x.flatten(0, -3) for x in (tokens, start))  # once, and not in every round
         for _ in range(self.iterations - 1):
             call.run.monitor.check()
             bases, _ = em_step(tokens, bases, temperature=self.temperature, eps=EPS, keep_dead=False)
         call.run.monitor.check()
-        return bases
+        return bases.view(start.shape)
 
     def _means(self, tokens: Tensor, values: Sequence[Tensor], bases: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         """(means of each of the values, mass), by the responsibilities of the last round: values in one sweep, where
@@ -181,7 +183,10 @@ class STEMAttention(Control):
         if self.init == "random_tokens":
             return tokens[..., torch.randperm(n, generator=generator)[:count].to(tokens.device), :]
         tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
-        std, mean = torch.std_mean(tokens, -2, correction=min(1, n - 1), keepdim=True)
+        mean = tokens.mean(-2, keepdim=True)
+        std = (
+            (tokens - mean).square_().sum(-2, keepdim=True).div_(max(1, n - 1)).sqrt_()
+        )  # `std_mean` is six times as slow
         noise = torch.randn(*tokens.shape[1:-2], count, width, generator=generator)
         return mean + std * noise.to(tokens)
 

@@ -154,7 +154,7 @@ def _sums(
     """Z^T values [... K W] and mass [... K], in float32 or float64."""
     _check(tokens, values, bases, temperature, eps)
     chosen = choose(backend, tokens, _obstacle(tokens, values, bases))
-    flat = (x.reshape(-1, *x.shape[-2:]) for x in (tokens, values, bases))
+    flat = (x if x.ndim == 3 else x.reshape(-1, *x.shape[-2:]) for x in (tokens, values, bases))
     if chosen == "triton":
         fused = fused_or(em_sums_chunked, "em.fused", "em_sums_fused", backend)
         with torch.cuda.device_of(tokens):  # Triton launches on the current device
@@ -162,11 +162,12 @@ def _sums(
     else:
         implementation = em_sums_reference if chosen == "reference" else em_sums_chunked
         sums, mass = implementation(*flat, temperature, eps)
-    return sums.reshape(*bases.shape[:-1], values.shape[-1]), mass.reshape(bases.shape[:-1])
+    return (sums, mass) if bases.ndim == 3 else (sums.view(*bases.shape[:-1], -1), mass.view(bases.shape[:-1]))
 
 
 def _mean(sums: Tensor, mass: Tensor, eps: float) -> Tensor:
-    return sums / (mass + eps).clamp(min=torch.finfo(mass.dtype).tiny)[..., None]  # also with eps = 0, 0/0 is 0
+    """Of a base without mass 0, also with eps = 0."""
+    return sums / (mass + eps).masked_fill_(mass == 0, torch.inf)[..., None]
 
 
 def _check(tokens: Tensor, values: Tensor, bases: Tensor, temperature: float, eps: float) -> None:

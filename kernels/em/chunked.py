@@ -11,7 +11,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import threshold
 
 from ..tiles import computing_dtype, row_tiles, tile_budget
 from .reference import directions
@@ -25,12 +25,12 @@ def em_sums_chunked(
     rows, count, _ = bases.shape
     work = computing_dtype(tokens.dtype)
     toward = directions(bases, temperature, eps, work).mT
-    sums = torch.zeros(rows, count, values.shape[-1] + 1, dtype=work, device=tokens.device)
+    totals = None
     least = torch.finfo(work).tiny * MARGIN
     for some in row_tiles(tokens.shape[1], rows * count, tile_budget(tokens.device)):
         logits = torch.bmm(tokens[:, some].to(work), toward)
-        z = torch.maximum(logits, logits.detach().amax(-1, keepdim=True) + math.log(least)).softmax(-1)
-        # with ones beside the values, the sum over Z comes along with the products
-        sums = torch.baddbmm(sums, z.mT, pad(values[:, some].to(work), (0, 1), value=1.0))
-    sums = torch.where(sums[..., -1:] > 2 * least * tokens.shape[1], sums, 0.0)
-    return sums[..., :-1], sums[..., -1]
+        z = logits.clamp_(min=logits.detach().amax(-1, keepdim=True).add_(math.log(least))).softmax(-1)
+        new = torch.bmm(z.mT, values[:, some].to(work)), z.sum(1)
+        totals = new if totals is None else tuple(map(torch.add, totals, new))
+    sums, mass = totals
+    return sums, threshold(mass, 2 * least * tokens.shape[1], 0.0)

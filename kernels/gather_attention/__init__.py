@@ -47,7 +47,7 @@ def gather_attention(
     chosen = choose(backend, q, _obstacle(q, k, v))
     heads = q.shape[-3] if q.ndim > 2 else 1
     rows = [x.reshape(-1, heads, *x.shape[-2:]) for x in ((q, k) if v is k else (q, k, v))]
-    call = rows[0], rows[1], rows[-1], lists.index, scale
+    call = rows[0], rows[1], rows[-1], lists, scale
     if chosen == "triton":
         fused = fused_or(gather_attention_chunked, "gather_attention.fused", "gather_attention_fused", backend)
         with torch.cuda.device_of(q):  # Triton launches on the current device

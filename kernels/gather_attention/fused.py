@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..lists import Lists
 from ..specs import ARCHITECTURES, POINTER, Spec
 
 
@@ -64,8 +65,8 @@ def gather_attention_kernel(
     tl.store(out + o_q, b_out.to(out.dtype.element_ty), mask=here)
 
 
-def gather_attention_fused(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float) -> Tensor:
-    q, k, v, index = q.contiguous(), k.contiguous(), v.contiguous(), index.contiguous()
+def gather_attention_fused(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float) -> Tensor:
+    q, k, v, index = q.contiguous(), k.contiguous(), v.contiguous(), lists.index
     *rows, queries, size = q.shape
     out = torch.empty_like(q)
     meta = config(size)

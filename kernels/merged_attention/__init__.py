@@ -61,15 +61,14 @@ def merged_attention(
         lists = Lists(lists, k.shape[-2])
     lists.require(q, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    index = lists.index
-    going = int(ratio * index.shape[1]) if matching == "bipartite" else None
-    chosen = choose(backend, q, _obstacle(q, k, v, index))
+    going = int(ratio * lists.index.shape[1]) if matching == "bipartite" else None
+    chosen = choose(backend, q, _obstacle(q, k, v, lists.index))
     if chosen == "triton":
         fused = fused_or(merged_attention_chunked, "merged_attention.fused", "merged_attention_fused", backend)
         with torch.cuda.device_of(q):  # Triton launches on the current device
-            return fused(q, k, v, index, going, scale)
+            return fused(q, k, v, lists, going, scale)
     implementation = merged_attention_reference if chosen == "reference" else merged_attention_chunked
-    return implementation(q, k, v, index, going, scale)
+    return implementation(q, k, v, lists, going, scale)
 
 
 def _obstacle(q: Tensor, k: Tensor, v: Tensor, index: Tensor) -> str | None:

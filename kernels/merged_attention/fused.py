@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import architecture, interpreted
+from ..lists import Lists
 from ..specs import ARCHITECTURES, POINTER, Spec
 from .reference import SMALLEST_NORM
 
@@ -98,8 +99,9 @@ def merged_attention_kernel(
             tl.store(out + h * D + o_d, (b_out / total).to(out.dtype.element_ty), mask=o_d < D)
 
 
-def merged_attention_fused(q: Tensor, k: Tensor, v: Tensor, index: Tensor, going: int | None, scale: float) -> Tensor:
+def merged_attention_fused(q: Tensor, k: Tensor, v: Tensor, lists: Lists, going: int | None, scale: float) -> Tensor:
     rows, heads, queries, size = q.shape
+    index = lists.index
     same = v is k
     q, k = _by_token(q), _by_token(k)
     v = k if same else _by_token(v)
@@ -107,7 +109,7 @@ def merged_attention_fused(q: Tensor, k: Tensor, v: Tensor, index: Tensor, going
     out = torch.empty_like(q)
     meta = config(heads, size, index.shape[1], q.dtype, architecture(q))
     merged_attention_kernel[(rows * queries,)](
-        q, k, v, index.contiguous(), shrink, out, scale, queries, k.shape[1], index.shape[1], going or 0,
+        q, k, v, index, shrink, out, scale, queries, k.shape[1], index.shape[1], going or 0,
         H=heads, D=size, MATCH=going is not None, **meta,
         UPCAST=interpreted() and q.dtype == torch.bfloat16,  # the interpreter multiplies its bit patterns
     )  # fmt: skip

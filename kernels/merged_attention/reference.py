@@ -6,17 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..lists import Lists
 from ..tiles import computing_dtype
 
 SMALLEST_NORM = 1e-6
 
 
 def merged_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, index: Tensor, going: int | None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, lists: Lists, going: int | None, scale: float
 ) -> Tensor:
-    """q [R H M D], k, v [R H T D], index [M L] with -1 for padding -> [R H M D]; `going` None merges neighbours."""
+    """q [R H M D], k, v [R H T D], -> [R H M D]; `going` None merges neighbours."""
     work = computing_dtype(q.dtype)
-    there, listed = index >= 0, index.clamp(min=0).long()
+    there, listed = lists.index >= 0, lists.index.clamp(min=0).long()
     keys, values = (x.to(work).transpose(1, 2)[:, listed] for x in (k, v))  # [R M L H D]
     joined = joins(keys.flatten(-2), there.expand(len(q), *there.shape), going)
     keys, left = merged(keys, there, joined)
