@@ -1,4 +1,4 @@
-"""The page of figures from a GPU says that no kernel lost where it was measured, and `auto` takes kernels at any size."""
+"""The page of figures from a GPU says that no kernel lost where it was measured, so `auto` takes them at any size."""
 
 from collections import defaultdict
 
@@ -22,7 +22,9 @@ def test_no_kernel_lost_to_plain_torch_at_a_size_that_was_measured():
     found = {at: ms for at, ms in milliseconds((RESULTS / "gpu.md").read_text()).items() if "fused" in ms}
     assert len({op for _, op, _ in found}) == 7
     lost = [at for at, ms in found.items() if ms["fused"] >= min(t for name, t in ms.items() if name != "fused")]
-    assert not lost, f"{lost}: have `auto` take plain torch there (an obstacle of the operator), and say so in the table"
+    assert not lost, (
+        f"{lost}: have `auto` take plain torch there, by an obstacle of the operator, and say so in the table"
+    )
 
 
 def test_a_kernel_that_loses_is_seen():
