@@ -7,13 +7,16 @@ added up. What an operation takes inside itself and gives back at its end, as a 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ..kernels import dispatch
 
 
 class Counted(TorchDispatchMode):
@@ -73,3 +76,16 @@ def counting(network: nn.Module) -> Iterator[Counted]:
                     module._buffers[name] = torch.empty(table.shape, dtype=table.dtype)
         counted.live = counted.peak = 0
         yield counted
+
+
+@contextmanager
+def unlaunched(launch: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Triton is chosen wherever a GPU would choose it, and its launchers run as they are, with all the room that they
+    take; in place of each kernel `launch` is called."""
+    from ..kernels.attention_map.fused import map_kernel
+
+    with (
+        patch.object(dispatch, "_why_not", lambda x: None),
+        patch.object(type(map_kernel), "run", lambda kernel, *args, **kwargs: launch()),
+    ):
+        yield

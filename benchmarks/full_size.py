@@ -6,9 +6,9 @@
     python -m weft.benchmarks.full_size --count --dtype float16    # nothing is computed, so all fit: see `counted`
 
 Each line is a process of its own, as a process's peak never falls again. Stages: "inversion", one row; "sampling", two
-rows, as guidance wants; "graph", a look at STR's layers with gradients, whose loss is a plain sum; "str", the same with
-STR's loss and the source's look before it. What "str" takes over "graph" is ours. Both with and without recompute, and
-of the default layers or of all levels.
+rows, as guidance wants; "graph", a look at STR's layers with gradients, and a way back from them that begins with ones;
+"str", the same with STR's loss and the source's look before it. What "str" takes over "graph" is ours. Both with and
+without recompute, and of the default layers or of all levels.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from ..engine.call import Evaluation
 from ..engine.plan import PLAIN
 from ..engine.probe import read_calls
 from ..engine.words import NEGATIVE, POSITIVE, SOURCE, Layout, Row
-from ..kernels import reduce_rows, str_rows
-from ..methods.str_match import paired, queries_and_keys, score_inputs, site_pairs
-from .counted import counting, without_weights
+from ..methods.str_inputs import paired, site_pairs
+from ..methods.str_match import STRLatentOptimizer
+from .counted import counting, unlaunched, without_weights
 
 LEVELS, RECOMPUTE = ", all levels", ", recompute"
 STAGES = (
@@ -108,21 +108,19 @@ def stage_of(denoiser: DiffusersUNet, case: Case, name: str) -> Callable[[], Non
             denoiser.predict(evaluation({row: clips[row] for row in rows}))
 
     def guide(str_loss: bool) -> None:
-        pairs = site_pairs(denoiser, "all" if LEVELS in name else "all_but_finest")
+        control = STRLatentOptimizer(levels="all" if LEVELS in name else "all_but_finest")
+        pairs = site_pairs(denoiser, control.levels)
         look = partial(read_calls, denoiser.predict, plan=PLAIN, layers={s.layer for pair in pairs for s in pair})
-        source = None
         if str_loss:
             with torch.no_grad():
-                source = queries_and_keys(paired(pairs, look(evaluation({SOURCE: clips[SOURCE]}), row=SOURCE)))
+                source = control.of_source(paired(pairs, look(evaluation({SOURCE: clips[SOURCE]}), row=SOURCE)))
         z = clips[POSITIVE].clone().requires_grad_()
         target = paired(pairs, look(evaluation({POSITIVE: z}, recompute), row=POSITIVE))
         if str_loss:
-            both = zip(source, target)
-            rows = [str_rows(*score_inputs(s, False), *score_inputs(t, False), scale=t[0].scale) for s, t in both]
-            loss = reduce_rows(rows)
+            control.pull(source, target, z)
         else:
-            loss = sum(call.q.float().sum() + call.k.float().sum() for pair in target for call in set(pair))
-        torch.autograd.grad(loss, z)
+            ends = [x for call in {c.site: c for pair in target for c in pair}.values() for x in (call.q, call.k)]
+            torch.autograd.grad(ends, z, [x.new_ones(()).expand_as(x) for x in ends])  # which take no memory
 
     if kind == "inversion":
         return partial(evaluate, SOURCE)
@@ -139,7 +137,7 @@ def count(case: Case, stage: str, dtype: str) -> dict[str, float]:
     """MiB as `measure` gives them, counted by shapes."""
     denoiser = make_denoiser(case, "cpu", getattr(torch, dtype), weightless=True)
     weights = sum(p.numel() * p.element_size() for p in denoiser.network.parameters())
-    with counting(denoiser.network) as counted:
+    with unlaunched(), counting(denoiser.network) as counted:
         run = stage_of(denoiser, case, stage)
         counted.peak = before = counted.live
         run()

@@ -27,15 +27,16 @@ from ..engine.plan import PLAIN, EditPlan
 from ..engine.ports import Backbone
 from ..engine.probe import read_calls
 from ..engine.words import NEGATIVE, POSITIVE, SOURCE, Row
-from ..kernels import dispatch
 from ..methods.correspondence_attention import CorrespondenceAttention
 from ..methods.fate_zero import FateZero
 from ..methods.gather_swap import GatherSwap
 from ..methods.injection import FeatureInjection
 from ..methods.spatio_temporal import SpatioTemporalAttention
 from ..methods.stem import STEMAttention
-from ..methods.str_match import STRLatentOptimizer, paired, site_pairs
+from ..methods.str_inputs import paired, site_pairs
+from ..methods.str_match import STRLatentOptimizer
 from ..methods.token_flow import TokenFlow
+from .counted import unlaunched
 from .gpu.models import FULL, WORDS, Size, image_model, video_model
 from .measure import Operations
 
@@ -69,14 +70,12 @@ class _Attention(TorchFunctionMode):
 @contextmanager
 def counted() -> Iterator[Operations]:
     """Counts what happens inside, as if it happened on a GPU."""
-    from ..kernels.attention_map.fused import map_kernel
-
     with _Launches() as seen, _Attention(seen):
 
-        def run(kernel, *args, **kwargs) -> None:
+        def launch() -> None:
             seen.count += 1
 
-        with patch.object(dispatch, "_why_not", lambda x: None), patch.object(type(map_kernel), "run", run):
+        with unlaunched(launch):
             yield seen
 
 
@@ -135,7 +134,7 @@ class Stage:
                 source = read_calls(self.predict, self.evaluation((SOURCE,), {}, 1), PLAIN, SOURCE, layers)
             target = read_calls(self.predict, z, PLAIN, POSITIVE, layers)
             if loss:
-                torch.autograd.grad(control._loss(paired(pairs, source), paired(pairs, target)), z.latents)
+                control.pull(control.of_source(paired(pairs, source)), paired(pairs, target), z.latents)
             else:
                 ends = [x for call in target.values() for x in (call.q, call.k)]
                 torch.autograd.grad(ends, z.latents, ends)

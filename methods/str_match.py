@@ -19,28 +19,28 @@ taken as it is ("direct", see `str_direct`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ..engine.call import Call
+from ..engine.late_gradient import Part, late_gradient
 from ..engine.plan import Control, Step
-from ..engine.words import Model, Site
+from ..engine.words import Model
 from ..kernels import map_distance, reduce_rows, str_rows
 from .str_direct import direct_rows
+from .str_inputs import Inputs, Levels, Pair, over, paired, score_inputs, site_pairs, temporal_maps
 
 Reduction = Literal["row_sum", "frame", "layer", "global"]
 StepMode = Literal["sgd", "relative"]
 Heads = Literal["mean", "per_head"]
-Levels = Literal["all_but_finest", "all"]
 SourceScore = Literal["recompute", "inversion"]
 Score = Literal["str", "maps"]
 Joint = Literal["factorised", "direct"]
-Pair = tuple[Call, Call]  # the spatial and the temporal call of one block, of one row
 
 PAPER_STRENGTH = 0.01
 RELATIVE_STEP = 2e-3  # of |z|, that "relative" moves the latent by at the paper's strength
@@ -108,16 +108,16 @@ class STRLatentOptimizer(Control):
         pairs = site_pairs(step.model, self.levels)
         layers = frozenset(site.layer for pair in pairs for site in pair)
         earlier = step.level - 1 if self.source_score == "inversion" else step.level
-        source = queries_and_keys(paired(pairs, step.read(None, step.source_latents(earlier), layers)))
+        source = self.of_source(paired(pairs, step.read(None, step.source_latents(earlier), layers)))
         step.monitor.check()
         with torch.enable_grad():
             z = step.latents.detach().clone().requires_grad_()
-            loss = self._loss(source, paired(pairs, step.read(z, step.source_latents(), layers)))
-            gradient = self._gradient(loss, z)
+            target = paired(pairs, step.read(z, step.source_latents(), layers))
+            loss, gradient = self.pull(source, target, z)
         moved = self._move(step.latents, gradient)
         share = (moved - step.latents).norm() / step.latents.norm().clamp(min=1e-12)
         step.kept[STRLatentOptimizer, self] = torch.isfinite(gradient).all()
-        step.monitor.record(step=step.index, loss=loss.detach(), gradient=gradient.norm(), relative_step=share)
+        step.monitor.record(step=step.index, loss=loss, gradient=gradient.norm(), relative_step=share)
         return moved
 
     def after_step(self, step: Step) -> Tensor:
@@ -129,22 +129,31 @@ class STRLatentOptimizer(Control):
             )
         return step.latents
 
-    def _loss(self, source: Sequence[Pair], target: Sequence[Pair]) -> Tensor:
-        if self.score == "maps":
-            return sum(_map_distance(s, t) for s, t in zip(source, target))
+    def of_source(self, pairs: Sequence[Pair]) -> list[Inputs | Pair]:
+        """What is kept of the source's calls beside the target's graph, where an edit's memory is at its peak: temporal
+        maps, which are so much smaller than what they are made of, and queries and keys in the kernels' own order."""
+        if self.score == "maps" or self._direct(pairs[0][0]):
+            return [(_bare(spatial), _bare(temporal)) for spatial, temporal in pairs]
         per_head = self.heads == "per_head"
+        return [tuple(x.contiguous() for x in score_inputs(pair, per_head)) for pair in pairs]
 
-        def rows(s: Pair, t: Pair) -> Tensor:
-            how = {"neighbours": self.neighbours, "per_head": per_head}
-            if self.joint == "direct" and t[0].site.kind == "joint":
-                return direct_rows(s[0], t[0], **how)
-            return str_rows(*score_inputs(s, per_head), *score_inputs(t, per_head), scale=t[0].scale, **how)
+    def pull(self, source: Sequence[Inputs | Pair], target: Sequence[Pair], z: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and its gradient with respect to z."""
+        parts = [_part(partial(self._share, s), t) for s, t in zip(source, target)]
+        reduce = sum if self.score == "maps" else partial(reduce_rows, reduction=self.reduction)
+        return late_gradient(parts, reduce, z, HALF_LOSS_SCALE if self._tiny() else 1.0)
 
-        return reduce_rows([rows(s, t) for s, t in zip(source, target)], self.reduction)
+    def _share(self, source: Inputs | Pair, target: Pair) -> Tensor:
+        """Of one pair of layers: its rows' statistics, or the distance of its maps."""
+        if self.score == "maps":
+            return _map_distance(source, target)
+        per_head, how = self.heads == "per_head", {"neighbours": self.neighbours}
+        if self._direct(target[0]):
+            return direct_rows(source[0], target[0], per_head=per_head, **how)
+        return str_rows(*source, *score_inputs(target, per_head), scale=target[0].scale, per_head=per_head, **how)
 
-    def _gradient(self, loss: Tensor, z: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(loss * HALF_LOSS_SCALE if self._tiny() else loss, z)
-        return gradient / HALF_LOSS_SCALE if self._tiny() else gradient
+    def _direct(self, spatial: Call) -> bool:
+        return self.joint == "direct" and spatial.site.kind == "joint"
 
     def _tiny(self) -> bool:
         return self.score == "str" and self.reduction != "row_sum"
@@ -156,78 +165,27 @@ class STRLatentOptimizer(Control):
         return z - size * gradient / gradient.norm().clamp(min=1e-20)
 
 
-def site_pairs(model: Model, levels: Levels = "all_but_finest") -> list[tuple[Site, Site]]:
-    """Spatial self-attention sites with the temporal one of the same block, in running order; a site that attends over
-    the whole clip at once is both. Such models have no finest level: for them "all_but_finest" is every second layer of
-    the middle half.
-
-    Raises:
-        ValueError: the model has no such pair at these levels.
-    """
-    temporal: dict[str, Site] = {}
-    for site in model.sites:
-        if site.kind == "temporal":
-            temporal.setdefault(site.block, site)  # of two temporal layers in a block, the first (the paper has one)
-    joint = [(s, s) for s in model.sites if s.kind == "joint"]
-    if joint:
-        return joint if levels == "all" else joint[len(joint) // 4 : len(joint) - len(joint) // 4 : 2]
-    pairs = [(s, temporal[s.block]) for s in model.sites if s.kind == "spatial" and s.block in temporal]
-    if not pairs:
-        raise ValueError(
-            f"'{model.name}' has no spatial attention with temporal attention beside it: STR-Match wants a "
-            "text-to-video model"
-        )
-    if levels == "all":
-        return pairs
-    coarse = [pair for pair in pairs if pair[0].level > 0]
-    if not coarse:
-        raise ValueError(f"'{model.name}' has attention at the finest level only: choose levels 'all'")
-    return coarse
+def _bare(call: Call) -> Call:
+    """A call's queries and keys alone: values and tokens take more than these."""
+    none = call.v.new_empty(0)
+    return replace(call, v=none, tokens=none, key_tokens=none, beside=None)  # beside the source is itself
 
 
-def paired(pairs: Sequence[tuple[Site, Site]], calls: Mapping[str, Call]) -> list[Pair]:
-    """The calls at pairs of sites, as pairs."""
-    return [(calls[spatial.layer], calls[temporal.layer]) for spatial, temporal in pairs]
+def _part(share: Callable[[Pair], Tensor], pair: Pair) -> Part:
+    """A pair's queries and keys, and its share as a function of them."""
+    calls = pair[:1] if pair[0] is pair[1] else pair
 
+    def of(*given: Tensor) -> Tensor:
+        made = [replace(call, q=q, k=k) for call, q, k in zip(calls, given[::2], given[1::2])]
+        return share((made[0], made[-1]))
 
-def queries_and_keys(pairs: Sequence[Pair]) -> list[Pair]:
-    """Calls with nothing else in them, to be kept beside the target's graph: values and tokens take more than these."""
-
-    def bare(call: Call) -> Call:
-        none = call.v.new_empty(0)
-        return replace(call, v=none, tokens=none, key_tokens=none, beside=None)  # beside the source is itself
-
-    return [(bare(spatial), bare(temporal)) for spatial, temporal in pairs]
-
-
-def score_inputs(pair: Pair, per_head: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(q, k [F, H, N, D], temporal maps [N, F, F] or [H, N, F, F]) of one clip."""
-    spatial, temporal = pair
-    maps = _temporal_maps(temporal)
-    return *_over(spatial, "spatial"), maps.transpose(0, 1) if per_head else maps.mean(1)
-
-
-def _over(call: Call, kind: str) -> tuple[Tensor, Tensor]:
-    """q, k of one clip as spatial attention [F, H, N, D] or as temporal one [N, H, F, D] has them."""
-    if call.site.kind != "joint":
-        return call.q[0], call.k[0]
-    frames, h, w = call.grid
-    to = "h (f n) d -> f h n d" if kind == "spatial" else "h (f n) d -> n h f d"
-    return tuple(rearrange(x[0, 0, :, -frames * h * w :], to, f=frames) for x in (call.q, call.k))
-
-
-def _temporal_maps(call: Call) -> Tensor:
-    """[N, H, F, F] softmax maps in float32, with what the layer adds to its logits; small, so they are simply made."""
-    q, k = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in _over(call, "temporal"))
-    logits = q @ k.transpose(-1, -2) * call.scale
-    own = call.bias is not None and call.site.kind != "joint"  # there it hides a text's padding, which is not in these
-    return (logits + call.bias[0].to(logits) if own else logits).softmax(-1)
+    return of, [x for call in calls for x in (call.q, call.k)]
 
 
 def _map_distance(source: Pair, target: Pair) -> Tensor:
     """Squared distance of head-mean spatial and temporal maps: the baseline of the paper's ablation."""
     (s, s_time), (t, t_time) = source, target
-    spatial = map_distance(*_over(s, "spatial"), *_over(t, "spatial"), scale=t.scale)
+    spatial = map_distance(*over(s, "spatial"), *over(t, "spatial"), scale=t.scale)
     if t_time.bias is not None and t_time.site.kind != "joint":
-        return spatial + (_temporal_maps(s_time).mean(1) - _temporal_maps(t_time).mean(1)).square().sum()
-    return spatial + map_distance(*_over(s_time, "temporal"), *_over(t_time, "temporal"), scale=t_time.scale)
+        return spatial + (temporal_maps(s_time, False) - temporal_maps(t_time, False)).square().sum()
+    return spatial + map_distance(*over(s_time, "temporal"), *over(t_time, "temporal"), scale=t_time.scale)

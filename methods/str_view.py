@@ -27,7 +27,7 @@ from ..engine.probe import read_calls
 from ..engine.source import Noised, Trajectory
 from ..engine.words import SOURCE, Prompt
 from ..kernels import str_score
-from .str_match import Levels, paired, score_inputs, site_pairs
+from .str_inputs import Levels, paired, score_inputs, site_pairs
 
 SHOWN = 4  # noise levels that are looked at, evenly spaced, besides the one that is asked for
 

@@ -4,7 +4,7 @@ from typing import get_args
 
 from comfy_api.v0_0_2 import io, ui
 
-from ..methods import str_match, str_view
+from ..methods import str_inputs, str_match, str_view
 from . import sockets, view
 from .host import NodeMonitor
 from .modifiers import latents_of
@@ -60,7 +60,7 @@ class WeftSTRLatentOptimizer(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "levels",
-                    options=list(get_args(str_match.Levels)),
+                    options=list(get_args(str_inputs.Levels)),
                     default="all_but_finest",
                     tooltip="Attention resolutions to match. The paper leaves the finest out.",
                 ),
@@ -127,7 +127,7 @@ class WeftPreviewSTRScore(io.ComfyNode):
                 io.Int.Input("neighbours", default=1, min=1, max=16, tooltip="As in STR Latent Optimizer."),
                 io.Combo.Input(
                     "levels",
-                    options=list(get_args(str_match.Levels)),
+                    options=list(get_args(str_inputs.Levels)),
                     default="all_but_finest",
                     tooltip="As in STR Latent Optimizer.",
                 ),
@@ -150,7 +150,7 @@ class WeftPreviewSTRScore(io.ComfyNode):
             raise ValueError(
                 "connect both edit and edit_prompt, or neither: the edit is looked at under its own prompt"
             )
-        str_match.site_pairs(model.denoiser, levels)
+        str_inputs.site_pairs(model.denoiser, levels)
         return [] if trajectory is not None else ["trajectory"]
 
     @classmethod

@@ -70,6 +70,7 @@ ENGINE = [
     *("monitor", "seeds", "digest", "tensor_file", "autograd", "parts", "words", "schedule", "source", "call"),
     *(
         "correspondence",
+        "late_gradient",
         "plan",
         "ports",
         "beside",

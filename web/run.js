@@ -1,9 +1,10 @@
 // The samplers: how the run goes. A loop of what the clip is becoming; loss and gradient of each step, and how far a step
 // moves the latent, against what is healthy; with a plain word where it is not.
 import { app } from "../../scripts/app.js";
-import { addView, element, forNodes, whileRunning } from "./weft/player.js";
+import { addView, element, forNodes, whileRunning, widgetOf } from "./weft/player.js";
 
 const HEALTHY = [0.0005, 0.05]; // share of the latent that a step of guidance should move
+const LOW = 2; // guidance by text at which words still do little; distilled models want 1
 const LINES = [["loss", "#6cf"], ["gradient", "#fc6"], ["relative_step", "#8f8"]];
 const HEIGHT = 130, LEFT = 46, BOTTOM = 16; // pixels, of it all and for the axes
 const FPS = 8;
@@ -24,7 +25,7 @@ class RunView {
   }
 
   progress({ done, total, record, frames }) {
-    if (done <= 1) this.records = [];
+    if (done <= 1) Object.assign(this, { records: [], cfg: widgetOf(this.node, "cfg").value });
     Object.assign(this, { done, total });
     if (record) this.records.push(record);
     if (frames?.length) {
@@ -42,19 +43,26 @@ class RunView {
   }
 
   told(_, { records = [], steps = 0 }) {
+    this.cfg ??= widgetOf(this.node, "cfg").value; // of a run that was not seen: what the workflow says
     Object.assign(this, { records, done: steps, total: steps });
     this.paint();
   }
 
   say() {
-    const steps = this.total ? `Step ${this.done} of ${this.total}. ` : "";
+    if (!this.total) return "No run seen here yet.";
+    const ended = this.done >= this.total, low = ended && this.cfg < LOW;
+    const why = low ? ` Does too little change? cfg is ${+this.cfg.toPrecision(3)}, which is low.` : "";
+    return `Step ${this.done} of ${this.total}. ${this.guidance(ended)}${why}`;
+  }
+
+  guidance(ended) {
     const moved = this.records.map((r) => r.relative_step).filter(Number.isFinite);
-    if (!moved.length) return `${steps}${this.total ? "No guidance to watch." : "No run seen here yet."}`;
-    const mean = moved.reduce((a, b) => a + b) / moved.length, share = `${(100 * mean).toPrecision(2)} % of the latent a step`;
-    if (this.done < this.total) return `${steps}Guidance moves ${share} so far.`; // the first steps move it most
-    if (mean < HEALTHY[0]) return `${steps}Guidance moves ${share}: too weak to keep the source. Raise strength.`;
-    if (mean > HEALTHY[1]) return `${steps}Guidance moves ${share}: so strong that the edit may break. Lower strength.`;
-    return `${steps}Guidance moves ${share}: healthy (0.05 to 5 %).`;
+    if (!moved.length) return "No guidance to watch.";
+    const mean = moved.reduce((a, b) => a + b) / moved.length, told = `Guidance moves ${(100 * mean).toPrecision(2)} % of the latent a step`;
+    if (!ended) return `${told} so far.`; // the first steps move it most
+    if (mean < HEALTHY[0]) return `${told}: too weak to keep the source. Raise strength.`;
+    if (mean > HEALTHY[1]) return `${told}: so strong that the edit may break. Lower strength.`;
+    return `${told}: healthy (0.05 to 5 %).`;
   }
 
   paint() {
@@ -101,9 +109,10 @@ class RunView {
     if (most > least) context.fillText(+least.toPrecision(4), left - 3, top + height);
     context.beginPath();
     values.forEach((v, i) => context.lineTo(left + this.share(i) * width, top + height - 3 - ((scale(v) - low) / range) * (height - 6)));
-    Object.assign(context, { strokeStyle: color, fillStyle: color, lineWidth: 1.5, textAlign: "left" });
+    Object.assign(context, { strokeStyle: color, fillStyle: color, lineWidth: 1.5 });
     context.stroke();
-    context.fillText(`${name.replace("_", " ")} ${+values.at(-1).toPrecision(4)}`, left + 4, top + 11);
+    // At the right, as most curves fall.
+    context.fillText(`${name.replace("_", " ")} ${+values.at(-1).toPrecision(4)}`, left + width - 4, top + 11);
   }
 
   share(i) {

@@ -22,7 +22,8 @@ from weft.kernels import reduce_rows
 from weft.methods.coupled_flow import CoupledFlow
 from weft.methods.latent_blend import LatentBlend
 from weft.methods.str_direct import direct_rows
-from weft.methods.str_match import STRLatentOptimizer, score_inputs, site_pairs
+from weft.methods.str_inputs import score_inputs, site_pairs
+from weft.methods.str_match import STRLatentOptimizer
 from weft.methods.str_view import look
 from weft.tests.numerics import assert_close, assert_gradient
 from weft.tests.tiny import COGVIDEOX_SCHEDULER, make_cogvideox_folder

@@ -26,7 +26,8 @@ from weft.methods.injection import FeatureInjection
 from weft.methods.latent_blend import LatentBlend
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.methods.stem import STEMAttention
-from weft.methods.str_match import STRLatentOptimizer, score_inputs, site_pairs
+from weft.methods.str_inputs import score_inputs, site_pairs
+from weft.methods.str_match import STRLatentOptimizer
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents, make_lavie, make_lavie_folder
 

@@ -23,7 +23,8 @@ from weft.methods.injection import FeatureInjection
 from weft.methods.latent_blend import LatentBlend
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.methods.stem import STEMAttention
-from weft.methods.str_match import STRLatentOptimizer, site_pairs
+from weft.methods.str_inputs import site_pairs
+from weft.methods.str_match import STRLatentOptimizer
 from weft.tests.checkpoints import VERSIONS, WIDTHS, adapter_of, make_checkpoint, make_parts, released
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_folder, make_latents

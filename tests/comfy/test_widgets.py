@@ -12,6 +12,7 @@ from weft.workflows.build.parts import SAM, node, prompts, source, track, wire
 pytestmark = [pytest.mark.comfy, pytest.mark.each_comfyui]
 FRAMES, MODEL = wire("Source frames", "images"), wire("Model")
 INSTRUCTED = {"model": wire("Instructed"), "images": FRAMES, "instruction": wire("Instruction")}
+SAMPLED = {"model": MODEL, "trajectory": wire("Noise"), "positive": wire("Target prompt")}
 GRAPH = {
     "Source": source("toyworld/video") | prompts(),
     "Mask": {
@@ -22,9 +23,7 @@ GRAPH = {
     "Edit": {
         "Noise": node("WeftAddNoise", model=MODEL, latent=wire("Encode"), source_prompt=wire("Source prompt"), steps=4),
         "Guide": node("WeftSTRLatentOptimizer", step_mode="relative"),
-        "Sample": node(
-            "WeftEditSampler", model=MODEL, trajectory=wire("Noise"), positive=wire("Target prompt"), plan=wire("Guide")
-        ),
+        "Sample": node("WeftEditSampler", **SAMPLED, plan=wire("Guide"), cfg=1.5),
         "Decode": node("WeftDecodeFrames", model=MODEL, latent=wire("Sample", "latent")),
     },
     "Look": {
@@ -102,6 +101,7 @@ def at(x, y):
 
 
 ACTS = {  # what the answers are called -> what is done, each "read" an answer
+    "wheeled": [["wheel", "Click", -100], ["until", "app.canvas.ds.scale > 0.8"], ["read", "app.canvas.ds.scale"]],
     "clicked": [
         ["until", f"{SHOW.format('Click')}.innerText.includes('1/1')"],  # the video's first frame, before any run
         ["click", "Click", *at(X, Y)],
@@ -206,6 +206,10 @@ def test_a_click_is_a_point_on_the_thing_and_with_shift_one_beside_it(seen):
     assert json.loads(value(seen, "clicked", 1, "WeftSAMMask", "negative"))[0]["x"] > 48
 
 
+def test_the_wheel_zooms_the_graph_over_a_picture_too(seen):
+    assert 0.8 < seen["wheeled"][0] < 1.2, "one turn, not two"
+
+
 def test_keys_point_too(seen):
     positive, negative = (json.loads(value(seen, "clicked", 1, "WeftSAMMask", k)) for k in ("positive", "negative"))
     assert positive[1] == negative[1]
@@ -230,6 +234,7 @@ def test_a_run_is_seen_while_it_goes_on(seen):
     assert live["Sample"][0][1].startswith("Step 1 of 4.")
     assert [label for _, label in live["Track"] if "7/7" in label], "masks come one by one"
     assert told.startswith("Step 4 of 4. Guidance moves")
+    assert told.endswith("Does too little change? cfg is 1.5, which is low.")
     assert curve > 50, "the loss is drawn"
     assert "/8" in tracked, "and all of them in the end"
     assert "psnr" in figures.lower()

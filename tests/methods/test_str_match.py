@@ -19,7 +19,8 @@ from weft.engine.words import POSITIVE, SOURCE, Site
 from weft.methods.fate_zero import FateZero
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.methods.stem import STEMAttention
-from weft.methods.str_match import RELATIVE_STEP, STRLatentOptimizer, site_pairs
+from weft.methods.str_inputs import site_pairs
+from weft.methods.str_match import RELATIVE_STEP, STRLatentOptimizer
 from weft.tests.engine.analytic import Gaussian
 from weft.tests.engine.test_inversion import Listening
 from weft.tests.numerics import assert_close
@@ -194,21 +195,33 @@ def test_the_inversions_score_is_read_one_level_cleaner_with_the_noisier_label(t
 # ---- what a step does -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("score", ["str", "maps"])
-def test_of_the_source_no_more_is_kept_than_queries_and_keys(tiny64, monkeypatch, score):
-    """While the target's graph is there, which is the peak of an edit's memory."""
-    kept, loss = [], STRLatentOptimizer._loss
+def kept_of_source(tiny64, monkeypatch, **choice):
+    kept, pull = [], STRLatentOptimizer.pull
 
-    def spy(self, source, target):
-        kept.extend(call for pair in source for call in pair)
-        return loss(self, source, target)
+    def spy(self, source, target, z):
+        kept.extend(zip(source, target))
+        return pull(self, source, target, z)
 
-    monkeypatch.setattr(STRLatentOptimizer, "_loss", spy)
-    gradient(make_step(tiny64), score=score)
+    monkeypatch.setattr(STRLatentOptimizer, "pull", spy)
+    gradient(make_step(tiny64), **choice)
     assert kept
-    for call in kept:
-        assert call.v.numel() == call.tokens.numel() == call.key_tokens.numel() == 0
-        assert call.beside is None
+    return kept
+
+
+def test_of_the_source_no_more_is_kept_than_queries_keys_and_temporal_maps(tiny64, monkeypatch):
+    """While the target's graph is there, which is the peak of an edit's memory."""
+    for (q, k, maps), (spatial, _) in kept_of_source(tiny64, monkeypatch):
+        frames, _, tokens, _ = q.shape
+        assert q.untyped_storage().nbytes() == k.untyped_storage().nbytes() == spatial.q.numel() * spatial.q.itemsize
+        assert maps.untyped_storage().nbytes() == tokens * frames**2 * maps.itemsize
+        assert not any(x.requires_grad for x in (q, k, maps))
+
+
+def test_of_the_source_the_papers_baseline_keeps_queries_and_keys(tiny64, monkeypatch):
+    for source, _ in kept_of_source(tiny64, monkeypatch, score="maps"):
+        for call in source:
+            assert call.v.numel() == call.tokens.numel() == call.key_tokens.numel() == 0
+            assert call.beside is None
 
 
 def losses(step, *moved):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from weft.backbones.diffusers.loading import load_backbone
 from weft.backbones.memory import PlainMemory
 from weft.engine.inversion import invert
-from weft.methods.str_match import site_pairs
+from weft.methods.str_inputs import site_pairs
 from weft.methods.str_view import look, score_heat
 from weft.tests.methods.test_str_match import make_step, maps, omega
 from weft.tests.tiny import FRAMES, SIZE, make_folder, make_latents

@@ -23,10 +23,7 @@ CARDS = {  # workflow -> title, and what it does
     ),
     "coupled_edit": ("Edit without inversion", "One node from the clip to the edit (FlowEdit, FlowAlign). Fast."),
     "two_edits": ("Two edits in one run", "The thing and the rest, each with a mask and a prompt of its own."),
-    "remove_object": (
-        "Take a thing away",
-        "The recipe. The toy model has never seen an empty scene and fills it badly.",
-    ),
+    "remove_object": ("Take a thing away", "Click it: its place is filled with what you say is there."),
     "add_object": ("Put a thing in", "The recipe. The toy model has never seen two things and adds none."),
     "mask_by_click": ("Mask by a click", "Click a thing: its mask in every frame (SAM, SAM 2)."),
     "mask_by_text": ("Mask by a word", "Name a thing: its mask in every frame (Grounding DINO, OWLv2, SAM)."),

@@ -7,6 +7,7 @@ from ...toyworld.world import SIZE
 from .parts import CFG, Column, Graph, clicked, figures, node, read_me, saved, source, track, wire
 
 MODEL, STEPS, START = "toyworld/video", 24, 0.7
+OF_THINGS = "toyworld/things"  # has seen scenes of none and of two things as well
 
 NOTES = {
     "coupled_edit": """\
@@ -29,8 +30,7 @@ node's own. A mask on **Coupled Edit** keeps the rest as it is, to the bit.
 1. Press Run: the [sample clip](/api/view?filename=toy_clip.mp4&type=input) is there already.
 2. **Click** on the thing. **Source prompt** names it, **Target prompt** describes the scene without it.
 3. Traces left? Raise **Coupled Edit** start towards 1, or cfg, and make the mask larger.
-4. The toy model has never seen an empty scene, so that here this shows the recipe and not how good it is: use a \
-text-to-video model of your own.
+4. Your own clip wants a text-to-video model of your own: the toy model knows its toy world alone.
 """,
     "add_object": """\
 **Add a thing**: into a region, the rest stays as it is.
@@ -59,9 +59,7 @@ def coupled(name: str) -> Graph:
             "Thing prompt": f"{wanted.split(' on ')[0]} on {new_ground}",
             "Rest prompt": f"{thing} on {new_ground}",
         }
-        # The new shape may be larger than the old.
-        grown = node("GrowMask", mask=wire("Track", "mask"), expand=4, tapered_corners=True)
-        mask = clicked() | {"Track": track("Click"), "Grow": grown}
+        mask = grown()  # the new shape may be larger than the old
         regions = {
             "Thing": node("WeftRegion", positive=wire("Thing prompt"), mask=wire("Grow")),
             "Rest": node("WeftRegion", plan=wire("Thing"), positive=wire("Rest prompt")),
@@ -69,8 +67,8 @@ def coupled(name: str) -> Graph:
         more = {"plan": wire("Rest")}
     elif name == "remove_object":
         prompts["Target prompt"] = ground
-        mask = clicked() | {"Track": track("Click")}
-        more = {"mask": wire("Track", "mask")}
+        mask = grown()  # the rim of a thing is in the cells around it, too
+        more = {"mask": wire("Grow")}
     elif name == "add_object":
         prompts["Target prompt"] = f"{thing} and a white circle on {ground}"
         mask = place()
@@ -91,7 +89,7 @@ def coupled(name: str) -> Graph:
     )
     return {
         "Read me": read_me(NOTES[name]),
-        "Source": source(MODEL),
+        "Source": source(OF_THINGS if name == "remove_object" else MODEL),
         **({"Mask": mask} if mask else {}),
         "Prompts": {
             **{title: node("WeftEncodePrompt", model=model, text=text) for title, text in prompts.items()},
@@ -105,6 +103,12 @@ def coupled(name: str) -> Graph:
         },
         "Figures": figures(wire("Decode"), **({"mask": more["mask"]} if "mask" in more else {})),
     }
+
+
+def grown() -> Column:
+    """The clip's thing and some pixels around it."""
+    grow = node("GrowMask", mask=wire("Track", "mask"), expand=4, tapered_corners=True)
+    return clicked() | {"Track": track("Click"), "Grow": grow}
 
 
 def place() -> Column:

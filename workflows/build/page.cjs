@@ -147,6 +147,10 @@ const VERBS = {
     await page.mouse.up();
   },
   press: async (page, title, selector, x = 0.5, y = 0.5) => page.mouse.click(...(await placeOf(page, title, x, y, selector))),
+  wheel: async (page, title, turned) => {
+    await page.mouse.move(...(await placeOf(page, title, 0.5, 0.5)));
+    await page.mouse.wheel(0, turned);
+  },
   key: (page, key) => page.keyboard.press(key),
   clickRun: async (page, title, x, y) => {
     const place = await placeOf(page, title, x, y);
