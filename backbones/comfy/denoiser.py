@@ -143,6 +143,8 @@ class Network:
 
     def __init__(self, denoiser: ComfyDenoiser, there: Inside, frames: int):
         self.denoiser, self.there, self.frames = denoiser, there, frames
+        for entry in (entry for some in there.encoded.values() for entry in some):
+            _require_as_long(entry, frames)
         # Of what is around the network: its output is x - x0 over a sigma that may be small.
         self.precision = torch.float32 if denoiser.device.type == "mps" else torch.float64
 
@@ -204,6 +206,16 @@ class Network:
             picture = model.process_ip2p_image_in(wire).to(self.denoiser.device)
         picture = picture * (row.role != "unconditional")
         return {**entry, "model_conds": {**entry["model_conds"], "c_concat": comfy.conds.CONDNoiseShape(picture)}}
+
+
+def _require_as_long(entry: dict, frames: int) -> None:
+    """ValueError where what a conditioning lays beside the latents has another number of frames."""
+    beside = entry.get("model_conds", {}).get("c_concat")
+    if beside is not None and beside.cond.ndim == 5 and beside.cond.shape[2] != frames:
+        raise ValueError(
+            f"a prompt lays a picture of {beside.cond.shape[2]} latent frames beside the clip, which has {frames}: "
+            "make both of the same length, with any frame of reference that the prompt's node puts before it"
+        )
 
 
 def _of_frames(entry: dict, frames: Sequence[int], count: int) -> dict:

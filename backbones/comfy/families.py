@@ -68,6 +68,8 @@ def _families() -> dict[str, Callable[[nn.Module], Family]]:
         "WanModel": transformers.wan,
         "VaceWanModel": transformers.wan,
         "CameraWanModel": transformers.wan,
+        "AnimateWanModel": transformers.wan,
+        "HumoWanModel": transformers.wan,
         "LTXVModel": transformers.ltx,
         "LTXAVModel": transformers.ltx_audio,
         "HunyuanVideo": transformers.hunyuan,

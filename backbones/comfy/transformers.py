@@ -9,8 +9,7 @@ from torch import nn
 from .dit import Layers, Transformer
 from .no_seam import WithoutSeam
 
-WAN = Layers((("blocks", "double_block"),), ("joint", "cross"), patch=2)
-WAN_OF_PICTURES = replace(WAN, calls=("joint", None, "cross"))
+WAN = Layers((("blocks", "double_block"),), ("joint", "cross"), patch=2, others="last")
 LTX = Layers((("transformer_blocks", "double_block"),), ("joint", "cross"), others="last")
 LTX_AUDIO = replace(LTX, calls=("joint", "cross", None, None, None, None), audio="may")  # then: audio, and each other
 HUNYUAN = Layers((("double_blocks", "double_block"), ("single_blocks", "single_block")), ("joint",), patch=2)
@@ -20,10 +19,15 @@ COGVIDEOX = Layers((("blocks", "block"),), ("joint",), patch=2)
 
 
 def wan(network: nn.Module) -> Transformer:
-    """Text to video, and what else has its blocks; image to video has one call more in a block, on the picture's
-    tokens, unless it is of Wan 2.2."""
-    with_pictures = hasattr(network.blocks[0].cross_attn, "k_img")
-    return Transformer(network, WAN_OF_PICTURES if with_pictures else WAN)
+    """Text to video, and what else has its blocks: image to video has one call more in a block, on the picture's
+    tokens, unless it is of Wan 2.2; HuMo has one after them, on the sound. Reference frames stand after the
+    clip's; that of a network with a layer for it stands before."""
+    layers = WAN
+    if hasattr(network.blocks[0].cross_attn, "k_img"):
+        layers = replace(layers, calls=("joint", None, "cross"))
+    if getattr(network, "ref_conv", None) is not None:
+        layers = replace(layers, others="first")
+    return Transformer(network, layers)
 
 
 def hunyuan(network: nn.Module) -> Transformer:

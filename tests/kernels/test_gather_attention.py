@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from weft.kernels import Lists
+from weft.kernels import Lists, merged_attention
 from weft.kernels.gather_attention import chunked, gather_attention
-from weft.tests.kernels.sizes import Largest
+from weft.tests.kernels.sizes import Largest, Operations
 from weft.tests.numerics import assert_close, assert_gradient
 
 CHECKED = pytest.mark.parametrize("backend", ["reference", "chunked"])
@@ -85,6 +85,28 @@ def test_chunks_change_nothing(budget, monkeypatch):
     gradients = zip(*(torch.autograd.grad((out * weights).sum(), qkv) for out in (got, want)))
     for mine, theirs in gradients:
         assert_gradient(mine, theirs)
+
+
+@pytest.mark.parametrize("attention", [gather_attention, merged_attention])
+def test_lists_without_padding_take_no_masks_and_no_softmax_is_narrower_than_a_vector(attention):
+    """Of fewer than 16 entries torch's softmax is many times as slow on a CPU."""
+    q, k, v, index = inputs(rows=(2, 3))
+    padded = index.clone()
+    padded[0, 0] = -1
+    masks = []
+    for lists in (Lists(index.clamp(min=0), 12), Lists(padded, 12)):
+        with Operations() as seen:
+            attention(q, k, v, lists, backend="chunked")
+        masks.append(seen.count["masked_fill"] + seen.count["masked_fill_"])
+        assert seen.width == chunked.VECTOR > index.shape[1]
+    assert masks[0] < masks[1]
+
+
+def test_lists_know_whether_they_are_full():
+    index = torch.tensor([[0, 1], [2, 0]])
+    assert Lists(index, 3).full
+    assert not Lists(index - 1, 3).full
+    assert not Lists(index - 1, 3).to(torch.device("cpu")).full
 
 
 def test_chunked_never_gathers_everything(monkeypatch):

@@ -11,6 +11,7 @@ from weft.engine.seeds import generator_for
 from weft.engine.words import POSITIVE, SOURCE
 from weft.kernels.em import chunked
 from weft.methods.stem import EPS, STEMAttention
+from weft.tests.kernels.sizes import Operations
 from weft.tests.methods.calls import SCALE, SITE, attend, attended, call_of, tensors
 from weft.tests.numerics import assert_close
 from weft.tests.tiny import make_latents
@@ -149,6 +150,17 @@ def test_few_tokens_at_a_time_are_all_at_once(monkeypatch):
     want = run(q, k, v)
     monkeypatch.setattr(chunked, "tile_budget", lambda device: 1)
     torch.testing.assert_close(run(q, k, v), want, rtol=1e-8, atol=1e-10)
+
+
+def test_tokens_are_laid_out_once_and_not_in_every_round():
+    """A layer's heads lie side by side in a token, and products want each head's tokens together."""
+    q, k, v = (torch.randn(2, F, N, H, D).transpose(2, 3) for _ in range(3))
+    copies = []
+    for rounds in (2, 6):
+        with Operations(k.numel()) as seen:
+            run(q, k, v, iterations=rounds)
+        copies.append(sum(seen.count[name] for name in ("clone", "copy_", "_to_copy", "cat", "constant_pad_nd")))
+    assert copies[0] == copies[1]
 
 
 def test_rows_of_the_batch_do_not_see_each_other():

@@ -239,6 +239,28 @@ FAMILIES = {
     "h3": Family("MiniMaxH3", H3, (3, 24, 4, 6), (5, 24), audio=(1, 32, 2, 9), upscale_ratio=times(4, 16)),
 }
 FAMILIES = {name: family for name, family in FAMILIES.items() if hasattr(models, family.kind)}  # of this core
+ANIMATE = {**WAN, "model_type": "animate", "in_dim": 36, "dim": 96, "num_heads": 8, "num_layers": 5}
+S2V = {**WAN, "model_type": "s2v", "dim": 96, "audio_inject_layers": [0, 2], "audio_dim": 32}
+KINDS = {  # of Wan, whose other parts are not small: for a few tests alone
+    "5b": Family(
+        "WAN22_T2V", {**WAN, "in_dim": 48, "out_dim": 48}, (3, 48, 4, 6), (5, 24), upscale_ratio=times(4, 16)
+    ),
+    "animate": Family(
+        "WAN22_Animate", ANIMATE, (3, 16, 4, 6), (5, 24),
+        {"clip_vision": (1, 257, 1280), "pose_video_latent": (1, 16, 2, 4, 6)}, concat=16, upscale_ratio=times(4, 8),
+    ),
+    "humo": Family(
+        "WAN21_HuMo", {**WAN, "model_type": "humo"}, (3, 16, 4, 6), (5, 24), {"audio_embed": (1, 3, 8, 5, 1280)},
+        upscale_ratio=times(4, 8),
+    ),
+    "s2v": Family(
+        "WAN22_S2V", S2V, (3, 16, 4, 6), (5, 24),
+        {"audio_embed": (1, 25, 32, 12), "control_video": (1, 16, 3, 4, 6)}, upscale_ratio=times(4, 8),
+    ),
+    "with a frame before": Family(
+        "WAN21_T2V", {**WAN, "in_dim_ref_conv": 16}, (3, 16, 4, 6), (5, 24), upscale_ratio=times(4, 8)
+    ),
+}  # fmt: skip
 VIDEO = [name for name in FAMILIES if not name.startswith("sd")]
 VARIANTS = ("wan i2v", "wan 2.2 i2v", "vace")  # other inputs of a network that is here already
 
@@ -305,7 +327,7 @@ def make(
     Args:
         layers: blocks, of a network whose configuration has `num_layers`; 0: as many as it says.
     """
-    family = FAMILIES[name]
+    family = (FAMILIES | KINDS)[name]
     kind = getattr(models, family.kind)(family.config | ({"num_layers": layers} if layers else {}))
     kind.set_inference_dtype(dtype, manual)
     with torch.inference_mode():
