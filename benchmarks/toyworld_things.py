@@ -181,7 +181,7 @@ HEADER = """# Edits of scenes with two things
 Up to {clips} held-out clips a kind, as `n` says (seeds {seed} and up, one each). Model `toyworld/epsilon`, an image
 model that predicts epsilon and takes each frame by itself, and, where a row says motion, the same with its motion
 adapter `toyworld/motion`; in float32 on a CPU. Coupled flow without an inversion, {steps} noise levels, guidance
-{guidance:g}, the source's 1, an empty negative prompt; if a row says STR-Match, {str_steps} steps, strength {strength:g}
+{guidance:g}, the source's 1, an empty negative prompt; for STR-Match {str_steps} steps, strength {strength:g}
 (the toy video model's), the same guidance and negative. {date}, commit {commit}.
 Commands: `python -m weft.benchmarks.toyworld_things run`, then `table`. Each cell is a mean [95 % bootstrap interval of
 the mean over clips]; of a difference, over the clips that both have. CPU seconds with encoding and decoding, in one
