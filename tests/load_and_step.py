@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 
 from weft.backbones.diffusers.loading import load_backbone
+from weft.backbones.diffusers.motion import load_animatediff
 from weft.backbones.memory import PlainMemory
 from weft.engine.edit import edit
 from weft.engine.inversion import add_noise, invert
+from weft.engine.ports import Backbone
 from weft.toyworld.clip import CLIP, read_video
 from weft.vision.clip import load_clip
 from weft.vision.detector import load_detector
@@ -36,9 +38,13 @@ def bounds() -> dict[str, str]:
     return dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in lines if line[:1].isalpha())
 
 
-def one_step(folder: Path, frames: torch.Tensor) -> bool:
+def shipped() -> list[Path]:
+    """The folders of whole models."""
+    return sorted(index.parent for index in WEIGHTS.glob("*/model_index.json"))
+
+
+def one_step(model: Backbone, frames: torch.Tensor) -> bool:
     """Whether an edit of a model is made of numbers."""
-    model = load_backbone(folder, dtype="float32", memory=CPU)
     latents, target = model.codec.encode(frames), model.text.embed("a blue circle")
     if model.denoiser.sees_source:
         trajectory = add_noise(model, latents, model.text.embed(""), steps=1)
@@ -49,7 +55,10 @@ def one_step(folder: Path, frames: torch.Tensor) -> bool:
 
 def main() -> None:
     frames = read_video(CLIP)[:FRAMES]
-    made = {index.parent.name: one_step(index.parent, frames) for index in sorted(WEIGHTS.glob("*/model_index.json"))}
+    how = {"dtype": "float32", "memory": CPU}
+    models = {folder.name: load_backbone(folder, **how) for folder in shipped()}
+    models["motion"] = load_animatediff(WEIGHTS / "epsilon", WEIGHTS / "motion", **how)
+    made = {name: one_step(model, frames) for name, model in models.items()}
     sam = load_segmenter(WEIGHTS / "sam" / "sam.safetensors", memory=CPU)
     made["sam"] = bool(sam.look(frames[0])(Prompts(points=((8, 8),))).scores.isfinite().all())
     _, best = load_detector(WEIGHTS / "detector", memory=CPU).find(frames[0], ("a red square",), 0.5)
