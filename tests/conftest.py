@@ -12,6 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+OF_THEIR_OWN = {f"tests/{file}.py" for file in ("comfy/test_trees", "kernels/test_compile_gate", "kernels/test_fused")}
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 
 if "weft" not in sys.modules:
@@ -24,7 +25,7 @@ if "weft" not in sys.modules:
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there
 def pytest_xdist_make_scheduler(config, log):
     """Side by side (`-n`), the tests of a file stay in one process, and so do all that share a ComfyUI: it is started
-    once."""
+    once. Tests that are processes of their own share nothing, and go to whoever is free."""
     from xdist.scheduler import LoadScopeScheduling
 
     from weft.headless.comfyui import find_comfyuis
@@ -34,6 +35,8 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFileOrComfyUI(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file, _, test = nodeid.partition("::")
+            if file in OF_THEIR_OWN:
+                return nodeid
             ids = re.split(r"[\[\]]", test)[1:]
             return next((name for name in names if "tests/comfy/" in file and any(name in i for i in ids)), file)
 
