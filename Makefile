@@ -1,8 +1,8 @@
 # Everything runs in .venv, which the first call makes. Another Python: make test PYTHON=python3.11
 PYTHON ?= python3
 RUN := .venv/bin/python -m
-# Processes that run tests side by side.
-WORKERS ?= 2
+# Processes that run tests side by side: more than two cores are, as tests wait for servers and pages.
+WORKERS ?= 3
 
 .PHONY: help demo test lint environment oldest train clean
 
