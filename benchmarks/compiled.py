@@ -14,6 +14,8 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from unittest.mock import patch
 
 import torch
 
@@ -39,13 +41,8 @@ def graphs(stage: Stage, run: Callable) -> str:
         seen.clear()
         return torch.compile(denoiser.network, backend=counted)
 
-    denoiser.running = running
-    try:
+    with patch.object(denoiser, "running", running), suppress(Done):
         run(Steps(lambda begins: None))
-    except Done:
-        pass
-    finally:
-        del denoiser.running
     counters = dynamo.utils.counters
     frames = counters["frames"]
     return f"{len(seen)} | {sum(counters['graph_break'].values())} | {frames['total'] - frames['ok']}"

@@ -13,7 +13,7 @@ class RunView {
   constructor(node) {
     Object.assign(this, { node, records: [], done: 0, total: 0, loop: [], frame: 0 });
     this.canvas = element("canvas", { style: { width: "100%", flex: "1 1 0", minHeight: "0", display: "block" } });
-    this.words = element("div", { style: { font: "12px sans-serif", padding: "2px 0" }, textContent: "No run seen here yet." });
+    this.words = element("div", { style: { font: "12px sans-serif", padding: "2px 0" } });
     const style = { display: "flex", flexDirection: "column", height: "100%", minHeight: `${HEIGHT}px` };
     this.root = element("div", { style, className: "weft-view" }, this.canvas, this.words);
     addView(node, this.root, HEIGHT);

@@ -15,16 +15,15 @@ from weft.engine.monitor import Recording
 from weft.engine.plan import PLAIN, Control, EditPlan, Needs, Step
 from weft.engine.probe import read_calls
 from weft.engine.source import Inverted
-from weft.engine.words import POSITIVE, SOURCE, Site
+from weft.engine.words import POSITIVE, SOURCE
 from weft.methods.fate_zero import FateZero
 from weft.methods.spatio_temporal import SpatioTemporalAttention
 from weft.methods.stem import STEMAttention
 from weft.methods.str_inputs import site_pairs
 from weft.methods.str_match import RELATIVE_STEP, STRLatentOptimizer
-from weft.tests.engine.analytic import Gaussian
 from weft.tests.engine.test_inversion import Listening
 from weft.tests.numerics import assert_close
-from weft.tests.tiny import COARSE_ONLY, FRAMES, SIZE, make_folder, make_latents
+from weft.tests.tiny import FRAMES, SIZE, make_latents
 
 STEPS, LEVEL = 4, 3
 CONTROL = 1e-8  # of the gradient through the whole network, relative to its largest entry
@@ -470,52 +469,6 @@ def test_at_stems_temperature_the_gradient_is_no_larger_than_without_it(tiny):
     """Nearly hard choices have a slope that grows with 1 over the temperature, and drowned the edit."""
     plain, got = (gradient(make_step(tiny, plan=p)).norm() for p in (PLAIN, PLAIN.then(STEMAttention(bases=8))))
     assert 0.05 * plain < got < 5 * plain
-
-
-# ---- which layers ---------------------------------------------------------------------------------------------------
-
-
-def test_spatial_sites_are_paired_with_the_first_temporal_one_of_their_block(tiny):
-    coarse = [pair[0].block for pair in site_pairs(tiny.denoiser)]
-    assert coarse == ["down.1.0", "mid.0.0", "up.1.0", "up.1.1"]
-    pairs = site_pairs(tiny.denoiser, "all")
-    assert [s.block for s, _ in pairs] == ["down.0.0", *coarse, "up.2.0", "up.2.1"]
-    for spatial, temporal in pairs:
-        assert (spatial.kind, temporal.kind) == ("spatial", "temporal")
-        assert spatial.layer.endswith("attentions." + spatial.block[-1] + ".transformer_blocks.0.attn1")
-        assert temporal.layer == spatial.layer.replace("attentions", "temp_attentions")
-    assert {s.level for s, _ in site_pairs(tiny.denoiser)} == {1, 2}
-
-
-def sites(*kinds, level=0):
-    return tuple(Site(f"layer.{i}", kind, "block", level, i) for i, kind in enumerate(kinds))
-
-
-@pytest.mark.parametrize("kinds", [(), ("spatial", "cross"), ("temporal", "temporal")])
-def test_a_model_without_both_kinds_of_attention_is_refused_before_anything_runs(kinds):
-    backbone = Gaussian()
-    backbone.denoiser.sites = sites(*kinds, level=1)
-    clip, prompt = backbone.sample(), backbone.text.embed("a dog")
-    trajectory = invert(backbone, clip, prompt, steps=2)
-    backbone.evaluations.clear()
-    match = "'gaussian' has no spatial attention with temporal attention beside it: STR-Match wants a text-to-video"
-    with pytest.raises(ValueError, match=match):
-        edit(backbone, trajectory, prompt, plan=PLAIN.then(STRLatentOptimizer()))
-    assert backbone.evaluations == []
-
-
-def test_a_model_with_attention_at_the_finest_level_only_says_which_option_helps():
-    backbone = Gaussian()
-    backbone.denoiser.sites = sites("spatial", "temporal")
-    with pytest.raises(ValueError, match="'gaussian' has attention at the finest level only: choose levels 'all'"):
-        site_pairs(backbone.denoiser)
-    assert len(site_pairs(backbone.denoiser, "all")) == 1
-
-
-def test_a_model_without_finest_attention_has_the_same_pairs_either_way(tmp_path):
-    backbone = load_backbone(make_folder(tmp_path / "coarse", blocks=COARSE_ONLY), memory=PlainMemory("cpu"))
-    assert site_pairs(backbone.denoiser) == site_pairs(backbone.denoiser, "all")
-    assert len(site_pairs(backbone.denoiser)) == 4
 
 
 # ---- numbers and choices --------------------------------------------------------------------------------------------
